@@ -1,0 +1,215 @@
+"""The app's settings: read from the environment and `.env` once, checked once, all problems named at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import load_dotenv
+from filelock import FileLock, Timeout
+from loguru import logger
+
+import private_file
+
+CALLBACK_PATH = '/zendesk/oauth/callback'
+SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key
+
+# What each variable is, for the message that asks for it.
+REQUIRED = {
+    'ZENDESK_CLIENT_ID': "the Identifier of your OAuth client, from Zendesk's Admin Center",
+    'ZENDESK_CLIENT_SECRET': "the Secret of your OAuth client, from Zendesk's Admin Center",
+    'ZENDESK_SUBDOMAIN': 'the first part of your Zendesk address: mondocam for https://mondocam.zendesk.com',
+    'REDIRECT_URI': f'one of the Redirect URLs of your OAuth client, such as http://localhost:3000{CALLBACK_PATH}',
+}
+
+# The values of .env.example: one that was left as it was is missing.
+PLACEHOLDERS = ('', 'your_client_identifier', 'your_client_secret', 'your_subdomain')
+
+# The practice Zendesk (zendesk_simulator.py) knows this client.
+PRACTICE = {
+    'ZENDESK_CLIENT_ID': 'practice_client',
+    'ZENDESK_CLIENT_SECRET': 'practice_secret',
+    'ZENDESK_SUBDOMAIN': 'practice',
+    'REDIRECT_URI': f'http://localhost:3000{CALLBACK_PATH}',
+    'ZENDESK_BASE_URL': 'http://localhost:3001',
+}
+
+
+class SettingsError(ValueError):
+    """Some settings are missing or malformed; the message names each of them and its remedy, and no value."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What the app needs to know. Secrets stay out of its `repr`.
+
+    `zendesk_url` and `redirect_uri` are absolute URLs; the first has no slash at its end.
+    """
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    zendesk_url: str
+    redirect_uri: str
+    practice_mode: bool = False
+    secret_key: str = field(default='', repr=False)
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port at which browsers reach the app."""
+        parts = urlsplit(self.redirect_uri)
+        return f'{parts.scheme}://{parts.netloc}'
+
+    @property
+    def https(self) -> bool:
+        return self.redirect_uri.startswith('https://')
+
+    @property
+    def cookie_prefix(self) -> str:
+        """With this prefix, browsers take a cookie only from this very host, over https (RFC 6265bis, 4.1.3.2)."""
+        return '__Host-' if self.https else ''
+
+    @property
+    def port(self) -> int:
+        """The port to serve on: that of a redirect URI on this machine, else 3000 for the proxy in front."""
+        parts = urlsplit(self.redirect_uri)
+        return parts.port or 3000 if is_loopback(parts.hostname) else 3000
+
+
+def load_settings(practice_allowed: bool = False) -> Settings:
+    """
+    Read the settings, and end the process with a message where they do not do.
+
+    The exit status is 4 because gunicorn takes it for "the app can't be loaded" and stops, where it would start a
+    worker that ends with another status again and again.
+    """
+    global _current
+    env_file = Path(__file__).with_name('.env')
+    try:
+        load_dotenv(env_file, encoding='utf-8-sig')  # Notepad marks a UTF-8 file with a BOM
+        _current = read_settings(os.environ, practice_allowed)
+    except SettingsError as error:
+        problem = str(error)
+    except UnicodeDecodeError:
+        problem = 'The file .env is not a text file in UTF-8. Save it again with that encoding.'
+    except (OSError, Timeout):
+        problem = (
+            f"The file {SECRET_KEY_FILE} can't be read or written in the working directory. "
+            'Make the directory writable for the app, or set SECRET_KEY.'
+        )
+    else:
+        return _current
+    print(problem, file=sys.stderr)
+    raise SystemExit(4)
+
+
+_current: Settings | None = None
+
+
+def current_settings() -> Settings:
+    """Return the settings that the app has loaded."""
+    return _current or load_settings()
+
+
+def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) -> Settings:
+    """
+    Check the variables in `environ` and return them as Settings.
+
+    With none of the four set, and `practice_allowed`, the settings are those of the practice Zendesk.
+
+    Raises:
+        SettingsError: at least one variable is missing or malformed.
+        OSError, filelock.Timeout: the file with the secret key can't be read or made.
+    """
+    practice_mode = practice_allowed and not any(name in environ for name in REQUIRED)
+    if practice_mode:
+        environ = {**environ, **PRACTICE}
+
+    values = {name: environ.get(name, '').strip() for name in (*REQUIRED, 'ZENDESK_BASE_URL', 'SECRET_KEY')}
+    problems = [f'  {name} {problem}' for name, value in values.items() if (problem := _problem_of(name, value))]
+    if problems:
+        raise SettingsError(
+            'These settings are missing or malformed:\n'
+            + '\n'.join(problems)
+            + '\nSet them in the file .env (start from .env.example) or in the environment. '
+            'With none of the first four set, "python app.py" runs with a practice Zendesk.'
+        )
+
+    return Settings(
+        client_id=values['ZENDESK_CLIENT_ID'],
+        client_secret=values['ZENDESK_CLIENT_SECRET'],
+        zendesk_url=values['ZENDESK_BASE_URL'].rstrip('/')
+        or f'https://{values["ZENDESK_SUBDOMAIN"].lower()}.zendesk.com',
+        redirect_uri=values['REDIRECT_URI'],
+        practice_mode=practice_mode,
+        secret_key=values['SECRET_KEY'] or _secret_key_from_file(),
+    )
+
+
+def _problem_of(name: str, value: str) -> str | None:
+    """Say what is wrong with the value of one variable, without repeating it."""
+    if name in REQUIRED and value in PLACEHOLDERS:
+        return f'is missing: {REQUIRED[name]}'
+    if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
+        return 'has a space or another character that it can not have: copy it again'
+    if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch(r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', value, re.IGNORECASE):
+        return 'is more than a subdomain: give only mondocam where your address is https://mondocam.zendesk.com'
+    if name == 'REDIRECT_URI':
+        return _problem_of_url(value, path=CALLBACK_PATH)
+    if name == 'ZENDESK_BASE_URL' and value:
+        return _problem_of_url(value.rstrip('/'), path='')
+    return None
+
+
+def _problem_of_url(url: str, path: str) -> str | None:
+    """
+    Accept an https URL, or an http one on this machine, with exactly this path and nothing beyond it.
+
+    Zendesk demands the same of redirect URLs: https except on localhost
+    (https://support.zendesk.com/hc/en-us/articles/4408845965210).
+    """
+    try:
+        parts = urlsplit(url)
+        valid = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r'[!-~]+', url)
+    except ValueError:
+        valid = False
+    if not valid or '@' in parts.netloc:
+        return 'is not an absolute URL of the form https://host/path, without spaces or a user name'
+    if parts.scheme != 'https' and not (parts.scheme == 'http' and is_loopback(parts.hostname)):
+        return 'must start with https:// (http:// is for localhost only), or others could read the codes and tokens'
+    if parts.path != path or '?' in url or '#' in url:
+        return f'must end in {path}, where this app answers' if path else 'must be a scheme and a host, without a path'
+    return None
+
+
+def is_loopback(hostname: str | None) -> bool:
+    """Tell whether a host name means this machine itself."""
+    if hostname == 'localhost':
+        return True
+    try:
+        return ipaddress.ip_address(hostname or '').is_loopback
+    except ValueError:
+        return False
+
+
+def _secret_key_from_file() -> str:
+    """
+    Return the key in the working directory's `.secret_key`; make it where there is none.
+
+    So sessions survive a restart, and several workers agree on the key: the lock lets one of them make it.
+    """
+    with FileLock(f'{SECRET_KEY_FILE}.lock', timeout=10, mode=0o600):
+        key_file = Path(SECRET_KEY_FILE)
+        key = key_file.read_text(encoding='utf-8').strip() if key_file.exists() else ''
+        if len(key) < 32:
+            logger.info('Making the key that signs the session cookies, in {}', SECRET_KEY_FILE)
+            key = secrets.token_hex(32)
+            private_file.write(SECRET_KEY_FILE, key)
+    return key

@@ -1,0 +1,124 @@
+"""What the tests share: settings that no .env can change, a browser, a mocked Zendesk, a clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from urllib.parse import parse_qs, urlsplit
+
+# The app reads its settings as it is imported; what stands in the environment wins over a developer's own .env.
+os.environ.update(
+    ZENDESK_CLIENT_ID='test_client',
+    ZENDESK_CLIENT_SECRET='canary-client-secret',
+    ZENDESK_SUBDOMAIN='mondocam',
+    REDIRECT_URI='http://localhost:3000/zendesk/oauth/callback',
+    SECRET_KEY='canary-secret-key-canary-secret-key',
+    ZENDESK_BASE_URL='',
+)
+
+import pytest
+import responses
+from flask.testing import FlaskClient
+
+import app as app_module
+
+ZENDESK = 'https://mondocam.zendesk.com'
+TOKEN_ENDPOINT = f'{ZENDESK}/oauth/tokens'
+SHOW_SELF = f'{ZENDESK}/api/v2/users/me'
+
+USER = {'user': {'id': 6130907993114, 'name': 'Jane Doe', 'role': 'agent'}}
+NEW_PAIR = {
+    'access_token': 'new-access',
+    'refresh_token': 'new-refresh',
+    'token_type': 'bearer',
+    'scope': 'users:read',
+    'expires_in': 360,
+    'refresh_token_expires_in': 604800,
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption('--no-skips', action='store_true', help='a test that would be skipped fails')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and item.config.getoption('no_skips'):
+        report.outcome = 'failed'
+    return report
+
+
+class Browser(FlaskClient):
+    """A visitor's browser: Flask's test client, with the steps of a grant as words."""
+
+    def start(self, **kwargs) -> dict[str, str]:
+        """Follow "Grant access" and return the authorization request that the app sends the browser away with."""
+        response = self.get('/zendesk/auth', **kwargs)
+        assert response.location.startswith(f'{ZENDESK}/oauth/authorizations/new?'), response.location
+        return {name: values[0] for name, values in parse_qs(urlsplit(response.location).query).items()}
+
+    def come_back(self, **answer):
+        """Come back from Zendesk with an answer."""
+        return self.get('/zendesk/oauth/callback', query_string=answer)
+
+    def grant(self, code: str = 'the-code'):
+        return self.come_back(code=code, state=self.start()['state'])
+
+    def sign_in(self, user_id: str) -> None:
+        with self.session_transaction() as session:
+            session['user_id'] = user_id
+
+    @property
+    def user_id(self) -> str | None:
+        with self.session_transaction() as session:
+            return session.get('user_id')
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """The app, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    app_module.app.testing = True
+    app_module.app.test_client_class = Browser
+    return app_module.app
+
+
+@pytest.fixture
+def browser(app) -> Browser:
+    return app.test_client()
+
+
+@pytest.fixture
+def zendesk():
+    """Zendesk, mocked: a call that the test has not registered fails it."""
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on only when the test says so."""
+
+    class Clock:
+        now = time.time()
+
+        def advance(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(time, 'time', lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def log():
+    """The lines that the app has logged, at the level DEBUG."""
+    lines: list[str] = []
+    handler = app_module.logger.add(lines.append, level='DEBUG', format='{message}')
+    yield lines
+    app_module.logger.remove(handler)
+
+
+def calls_to(zendesk: responses.RequestsMock, url: str) -> int:
+    return sum(call.request.url == url for call in zendesk.calls)

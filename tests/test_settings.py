@@ -1,0 +1,258 @@
+"""Settings: all problems named at once, no value repeated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import settings as settings_module
+import zendesk_simulator
+from settings import SettingsError, read_settings
+
+GOOD = {
+    'ZENDESK_CLIENT_ID': 'my_client',
+    'ZENDESK_CLIENT_SECRET': 'canary-secret',
+    'ZENDESK_SUBDOMAIN': 'mondocam',
+    'REDIRECT_URI': 'http://localhost:3000/zendesk/oauth/callback',
+    'SECRET_KEY': 'canary-key',
+}
+PROJECT = Path(settings_module.__file__).parent
+
+
+def test_good_settings_are_taken_as_they_are():
+    settings = read_settings(GOOD)
+    assert settings.client_id == 'my_client'
+    assert settings.client_secret == 'canary-secret'
+    assert settings.zendesk_url == 'https://mondocam.zendesk.com'
+    assert settings.redirect_uri == 'http://localhost:3000/zendesk/oauth/callback'
+    assert settings.origin == 'http://localhost:3000'
+    assert settings.secret_key == 'canary-key'
+    assert (settings.port, settings.https, settings.practice_mode) == (3000, False, False)
+
+
+def test_spaces_around_values_do_not_count():
+    assert read_settings({name: f' {value} ' for name, value in GOOD.items()}) == read_settings(GOOD)
+
+
+def test_secrets_are_not_in_the_repr():
+    assert 'canary' not in repr(read_settings(GOOD))
+
+
+@pytest.mark.parametrize('name', settings_module.REQUIRED)
+@pytest.mark.parametrize('value', [None, '', '  ', *settings_module.PLACEHOLDERS[1:]])
+def test_a_missing_setting_is_named_with_its_remedy(name, value):
+    environ = {**GOOD, name: value} if value is not None else {n: v for n, v in GOOD.items() if n != name}
+    with pytest.raises(SettingsError) as raised:
+        read_settings(environ)
+    assert name in str(raised.value)
+    if name != 'REDIRECT_URI':
+        assert f'{name} is missing: {settings_module.REQUIRED[name]}' in str(raised.value)
+
+
+def test_all_problems_are_named_in_one_message():
+    with pytest.raises(SettingsError) as raised:
+        read_settings(
+            {'ZENDESK_CLIENT_ID': 'a b', 'ZENDESK_SUBDOMAIN': 'https://acme.zendesk.com', 'ZENDESK_BASE_URL': 'x'}
+        )
+    for name in (*settings_module.REQUIRED, 'ZENDESK_BASE_URL'):
+        assert f'  {name} ' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'remedy'),
+    [
+        ('ZENDESK_SUBDOMAIN', 'https://canary.zendesk.com', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', 'canary.zendesk.com', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', 'evil.example/canary', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', 'canary@evil', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', '-canary', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', 'canarý', 'give only mondocam'),
+        ('ZENDESK_CLIENT_ID', 'canary canary', 'copy it again'),
+        ('ZENDESK_CLIENT_SECRET', 'canary\ncanary', 'copy it again'),
+        ('REDIRECT_URI', 'http://canary.example/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'http://localhost.canary.example/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'ftp://localhost/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'canary', 'absolute URL'),
+        ('REDIRECT_URI', '/zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'https:///zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'https://[canary/zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'https://canary.example:99999/zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'https://me:canary@host/zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'http://localhost:3000/canary', 'must end in /zendesk/oauth/callback'),
+        ('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback/', 'must end in /zendesk/oauth/callback'),
+        (
+            'REDIRECT_URI',
+            'http://localhost:3000/zendesk/oauth/callback?canary=1',
+            'must end in /zendesk/oauth/callback',
+        ),
+        ('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback#', 'must end in /zendesk/oauth/callback'),
+        ('ZENDESK_BASE_URL', 'http://canary.example', 'https://'),
+        ('ZENDESK_BASE_URL', 'https://canary.example/path', 'without a path'),
+        ('ZENDESK_BASE_URL', 'canary', 'absolute URL'),
+    ],
+)
+def test_a_malformed_setting_is_explained_and_not_repeated(name, value, remedy):
+    with pytest.raises(SettingsError) as raised:
+        read_settings({**GOOD, name: value})
+    message = str(raised.value)
+    assert f'  {name} ' in message
+    assert remedy in message
+    assert 'canar' not in message
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('ZENDESK_SUBDOMAIN', 'd3v-zenpydev'),
+        ('ZENDESK_SUBDOMAIN', '3com'),
+        ('ZENDESK_SUBDOMAIN', 'x'),
+        ('REDIRECT_URI', 'https://app.example.com/zendesk/oauth/callback'),
+        ('REDIRECT_URI', 'http://127.0.0.1:3000/zendesk/oauth/callback'),
+        ('ZENDESK_BASE_URL', 'https://mondocam.zendesk.com/'),
+        ('ZENDESK_BASE_URL', 'http://localhost:3001'),
+        ('ZENDESK_BASE_URL', 'http://[::1]:3001'),
+    ],
+)
+def test_a_good_setting_is_not_refused(name, value):
+    assert read_settings({**GOOD, name: value})
+
+
+def test_a_subdomain_in_capitals_is_the_same_subdomain():
+    assert read_settings({**GOOD, 'ZENDESK_SUBDOMAIN': 'MondoCam'}).zendesk_url == 'https://mondocam.zendesk.com'
+
+
+def test_a_base_url_takes_the_subdomains_place():
+    assert read_settings({**GOOD, 'ZENDESK_BASE_URL': 'http://127.0.0.1:9/'}).zendesk_url == 'http://127.0.0.1:9'
+
+
+@pytest.mark.parametrize(
+    ('redirect_uri', 'port'),
+    [
+        ('http://localhost:3000/zendesk/oauth/callback', 3000),
+        ('http://localhost:5000/zendesk/oauth/callback', 5000),
+        ('http://127.0.0.1/zendesk/oauth/callback', 3000),
+        ('https://app.example.com:8443/zendesk/oauth/callback', 3000),
+    ],
+)
+def test_the_port_is_the_one_that_the_browser_comes_back_to(redirect_uri, port):
+    assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri}).port == port
+
+
+def test_with_none_of_the_four_practice_mode_fits_the_practice_zendesk():
+    settings = read_settings({'SECRET_KEY': 'key', 'PATH': '/bin'}, practice_allowed=True)
+    assert settings.practice_mode
+    assert settings.zendesk_url == f'http://localhost:{zendesk_simulator.PORT}'
+    program = 'import zendesk_simulator as z; print(z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI)'
+    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
+    practice_client = subprocess.check_output([sys.executable, '-c', program], cwd=PROJECT, env=environment, text=True)
+    assert practice_client.split() == [settings.client_id, settings.client_secret, settings.redirect_uri]
+
+
+def test_practice_mode_is_never_a_fallback():
+    with pytest.raises(SettingsError):
+        read_settings({})
+    with pytest.raises(SettingsError):
+        read_settings({'REDIRECT_URI': GOOD['REDIRECT_URI']}, practice_allowed=True)
+    with pytest.raises(SettingsError):
+        read_settings(dict.fromkeys(settings_module.REQUIRED, ''), practice_allowed=True)
+
+
+def test_the_key_that_was_made_is_kept_and_private(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environ = {**GOOD, 'SECRET_KEY': ''}
+    key = read_settings(environ).secret_key
+    assert len(key) == 64
+    assert read_settings(environ).secret_key == key
+    if os.name == 'posix':
+        assert stat.S_IMODE(Path('.secret_key').stat().st_mode) == 0o600
+
+
+def test_a_key_file_cut_short_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('.secret_key').write_text('short')
+    assert len(read_settings({**GOOD, 'SECRET_KEY': ''}).secret_key) == 64
+
+
+def test_several_processes_agree_on_the_key(tmp_path):
+    program = f'import settings; print(settings.read_settings({GOOD | {"SECRET_KEY": ""}}).secret_key)'
+    environment = {**os.environ, 'PYTHONPATH': str(PROJECT)}
+    processes = [
+        subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    assert len({process.communicate(timeout=60)[0] for process in processes}) == 1
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a copy of the app with these variables, and a .env, and return how it ended."""
+    for path in PROJECT.glob('*.py'):
+        shutil.copy(path, tmp_path)
+
+    def start(command=('app.py',), env_file: bytes | None = None, **variables):
+        if env_file is not None:
+            (tmp_path / '.env').write_bytes(env_file)
+        environment = {name: value for name, value in os.environ.items() if name not in {*GOOD, 'ZENDESK_BASE_URL'}}
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return start
+
+
+def test_the_app_ends_with_one_message_and_without_a_traceback(start):
+    ended = start(**(GOOD | {'ZENDESK_SUBDOMAIN': 'https://canary.zendesk.com', 'ZENDESK_CLIENT_ID': ''}))
+    assert ended.returncode != 0
+    assert 'ZENDESK_SUBDOMAIN' in ended.stderr
+    assert 'ZENDESK_CLIENT_ID' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+    assert 'canary' not in ended.stdout + ended.stderr
+
+
+def test_the_example_copied_and_left_as_it_is_is_refused(start):
+    ended = start(env_file=(PROJECT / '.env.example').read_bytes())
+    assert ended.returncode != 0
+    for name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN'):
+        assert f'{name} is missing' in ended.stderr
+    assert 'REDIRECT_URI' not in ended.stderr
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_a_variable_in_env_counts_with_and_without_a_byte_order_mark(start, encoding):
+    lines = '\n'.join(f'{name}={value}' for name, value in GOOD.items())
+    program = 'import settings; print(settings.load_settings().client_id)'
+    assert start(['-c', program], env_file=lines.encode(encoding)).stdout == 'my_client\n'
+
+
+def test_a_env_that_is_not_utf_8_is_explained(start):
+    ended = start(env_file='ZENDESK_CLIENT_ID=ä'.encode('utf-16'))
+    assert ended.returncode != 0
+    assert 'UTF-8' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_under_another_server_missing_settings_refuse_to_start(start):
+    ended = start(['-m', 'flask', 'run', '--port', '0'])
+    assert ended.returncode == 4
+    assert 'ZENDESK_CLIENT_ID is missing' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_a_key_file_that_can_not_be_used_is_explained(start, tmp_path):
+    (tmp_path / '.secret_key').mkdir()
+    ended = start(**(GOOD | {'SECRET_KEY': ''}))
+    assert ended.returncode == 4
+    assert 'SECRET_KEY' in ended.stderr
+    assert 'Traceback' not in ended.stderr
