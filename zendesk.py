@@ -1,0 +1,274 @@
+"""Everything the app says to Zendesk over HTTP, and the few ways in which that can fail."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from loguru import logger
+
+from problems import Problem
+from settings import current_settings, is_loopback
+
+SCOPE = 'users:read'
+ACCESS_TOKEN_LIFETIME = 360  # seconds; Zendesk takes 300 to 172,800
+REFRESH_TOKEN_LIFETIME = 604800  # seconds; Zendesk takes 604,800 to 7,776,000
+
+CONNECT_TIMEOUT, READ_TIMEOUT = 3, 10  # seconds
+MAX_ANSWER = 1024 * 1024  # bytes
+MAX_RETRY_AFTER = 300  # seconds
+
+TOKEN = re.compile('[!-~]+')  # visible ASCII: a token will stand in a header (RFC 6749, appendix A.12; RFC 6750, 2.1)
+
+
+class ZendeskError(Problem):
+    """Zendesk did not do what was asked; the grant is as good as it was."""
+
+    status = 502
+    title = 'Zendesk could not answer'
+    advice = 'Your access is kept. Please try again in a moment.'
+
+
+class InvalidGrant(ZendeskError):
+    """The code or the refresh token is spent, expired or revoked (RFC 6749, section 5.2): the user must grant again."""
+
+    status = 400
+    title = 'That took too long, or was used before'
+    advice = 'Zendesk no longer accepts this answer. Please start again.'
+    way_on = ('/grant_access', 'Start again')
+
+
+class TooSlow(ZendeskError):
+    """No answer in time."""
+
+    status = 504
+    title = 'Zendesk did not answer in time'
+
+
+class Busy(ZendeskError):
+    """Zendesk limits the rate of requests (429) or is down for a while (503)."""
+
+    status = 503
+    title = 'Zendesk is busy'
+
+    def __init__(self, cause: str, retry_after: int) -> None:
+        super().__init__(cause)
+        self.retry_after = retry_after
+
+
+class SetupError(ZendeskError):
+    """Zendesk refuses this app, or does not know the address: a setting is wrong."""
+
+    title = 'This app is not set up right'
+    advice = "Zendesk does not accept the app's settings. Whoever runs the app finds the details in its log."
+
+
+class PermissionMissing(ZendeskError):
+    """The token is valid, but does not allow this request (403). A refresh would not change that."""
+
+    status = 403
+    title = 'A permission is missing'
+    advice = 'Zendesk does not let this app read your profile with the access you granted.'
+    way_on = ('/grant_access', 'Grant access again')
+
+
+class AccessTokenRefused(ZendeskError):
+    """Zendesk refuses an access token that was issued a moment ago."""
+
+    title = 'Zendesk refuses the new access token'
+    advice = 'Please try again, or grant access again.'
+    way_on = ('/grant_access', 'Grant access again')
+
+
+class NotSignedIn(ZendeskError):
+    """Zendesk answered as to somebody who is not signed in."""
+
+    title = 'Zendesk does not recognise you'
+    advice = 'Zendesk answered as if nobody was signed in. Please grant access again.'
+    way_on = ('/grant_access', 'Grant access again')
+
+
+def exchange_code(code: str, code_verifier: str) -> dict[str, Any]:
+    """
+    Trade an authorization code for an access and a refresh token (RFC 6749, section 4.1.3; RFC 7636, section 4.5).
+
+    Returns:
+        `access_token` and `refresh_token`; the second is absent where Zendesk sent none.
+
+    Raises:
+        InvalidGrant: the code is spent, older than 120 seconds, or does not belong to this request.
+        ZendeskError: anything else; the code may be spent.
+    """
+    return _request_tokens(
+        grant_type='authorization_code',
+        redirect_uri=current_settings().redirect_uri,
+        code=code,
+        code_verifier=code_verifier,
+    )
+
+
+def refresh(refresh_token: str) -> dict[str, Any]:
+    """
+    Trade a refresh token for a new pair (RFC 6749, section 6). Zendesk deletes both old tokens as it does so.
+
+    Returns:
+        The same as exchange_code.
+
+    Raises:
+        InvalidGrant: the refresh token is spent, expired or revoked.
+        ZendeskError: anything else; the old pair may be alive.
+    """
+    return _request_tokens(grant_type='refresh_token', refresh_token=refresh_token)
+
+
+def show_self(access_token: str) -> dict[str, str]:
+    """
+    Return the `name` and the `role` of the user who granted access, or `{'error': 'invalid_token'}`.
+
+    Zendesk's page: https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
+
+    Raises:
+        PermissionMissing: the token lacks the scope.
+        ZendeskError: anything else.
+    """
+    if not TOKEN.fullmatch(access_token):  # edited by hand: it can not even stand in a header
+        return {'error': 'invalid_token'}
+    status, data = _call('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+    if status == 401:
+        return {'error': 'invalid_token'}
+    if status == 403:
+        raise PermissionMissing(f'Zendesk answered 403: does the token have the scope {SCOPE}, and the user the role?')
+    if status != 200:
+        raise _unexpected(status)
+
+    user = data.get('user')
+    if not isinstance(user, dict):
+        raise ZendeskError('Zendesk answered 200 without a user')
+    # Without credentials that it accepts, Zendesk answers 200 with an "Anonymous user" who has no id.
+    if user.get('id') is None:
+        raise NotSignedIn('Zendesk answered 200 with an anonymous user: it took no notice of the access token')
+    name, role = user.get('name'), user.get('role')
+    if not isinstance(name, str) or not isinstance(role, str):
+        raise ZendeskError('Zendesk answered 200 with a user whose name or role is not a text')
+    return {'name': _printable(name), 'role': _printable(role)}
+
+
+def _request_tokens(**grant: str) -> dict[str, Any]:
+    """Ask the token endpoint, and check each field of its answer before anybody uses it."""
+    settings = current_settings()
+    form = {
+        **grant,
+        'client_id': settings.client_id,
+        'client_secret': settings.client_secret,
+        'scope': SCOPE,
+        # Zendesk keeps neither lifetime from one request to the next, and takes its defaults where they are missing.
+        'expires_in': ACCESS_TOKEN_LIFETIME,
+        'refresh_token_expires_in': REFRESH_TOKEN_LIFETIME,
+    }
+    status, data = _call('POST', '/oauth/tokens', data=form)
+    error = data.get('error')
+    if 400 <= status < 500 and error == 'invalid_grant':
+        raise InvalidGrant('Zendesk answered invalid_grant: the code or the refresh token is spent, expired or revoked')
+    if 400 <= status < 500 and error == 'invalid_client':
+        raise SetupError(
+            'Zendesk answered invalid_client: check ZENDESK_CLIENT_ID (the Identifier, not the number) '
+            'and ZENDESK_CLIENT_SECRET'
+        )
+    if 400 <= status < 500 and error in ('invalid_scope', 'unauthorized_client', 'invalid_request'):
+        raise SetupError(f'Zendesk answered {error}: check the OAuth client, its kind (Confidential) and its scopes')
+    if not 200 <= status < 300:
+        raise _unexpected(status)
+
+    tokens = {'access_token': _token(data, 'access_token')}
+    if 'refresh_token' in data:  # an old client without expiration gets none
+        tokens['refresh_token'] = _token(data, 'refresh_token')
+    if str(data.get('token_type', 'bearer')).lower() != 'bearer':
+        raise ZendeskError('Zendesk issued a token of a type other than bearer')
+    if data.get('scope', SCOPE) != SCOPE:
+        logger.warning('Zendesk granted another scope than {}: check the scopes allowed to the OAuth client', SCOPE)
+    return tokens
+
+
+def _token(data: dict[str, Any], name: str) -> str:
+    token = data.get(name)
+    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+        raise ZendeskError(f'Zendesk answered without a usable {name}')
+    return token
+
+
+def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
+    """
+    Send one request and return the status and the JSON object of the answer, `{}` where it is something else.
+
+    This is the one place from which the app reaches Zendesk. It follows no redirect, which could carry a token
+    elsewhere, and reads no more than MAX_ANSWER.
+
+    Raises:
+        ZendeskError: no answer, too slow or too large a one, or Zendesk failing (5xx, 429).
+    """
+    url = current_settings().zendesk_url + path
+    try:
+        # A session of its own for each call: no cookie goes from one user to the next.
+        with requests.Session() as http:
+            http.trust_env = not is_loopback(urlsplit(url).hostname)  # a proxy has no part in talk on this machine
+            response = http.request(
+                method,
+                url,
+                auth=_no_other_credentials,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            )
+            body = b''
+            for chunk in response.iter_content(64 * 1024):
+                body += chunk
+                if len(body) > MAX_ANSWER:
+                    raise ZendeskError(f'Zendesk answered with more than {MAX_ANSWER} bytes')
+    except requests.Timeout as error:
+        raise TooSlow(f'No answer from Zendesk in time ({type(error).__name__}). Nothing to do but wait') from error
+    except requests.RequestException as error:
+        raise ZendeskError(
+            f'No answer from Zendesk ({type(error).__name__}): check the network and ZENDESK_SUBDOMAIN'
+        ) from error
+
+    status = response.status_code
+    if status in (429, 503):
+        raise Busy(f'Zendesk answered {status}: too many requests, or maintenance', _retry_after(response))
+    if status >= 500:
+        raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):  # HTML, nothing at all, or brackets without end
+        data = None
+    return status, data if isinstance(data, dict) else {}
+
+
+def _no_other_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave the request as it is; without an `auth` of ours, requests would send a password from ~/.netrc."""
+    return request
+
+
+def _retry_after(response: requests.Response) -> int:
+    """Return the seconds to wait, within bounds, whatever Zendesk's header says."""
+    header = response.headers.get('Retry-After', '')
+    seconds = int(header) if re.fullmatch('[0-9]{1,9}', header) else 30
+    return min(max(seconds, 1), MAX_RETRY_AFTER)
+
+
+def _unexpected(status: int) -> ZendeskError:
+    if status == 404:
+        return SetupError('Zendesk answered 404, no help desk at this address: check ZENDESK_SUBDOMAIN')
+    if 300 <= status < 400:
+        return SetupError(
+            f'Zendesk answered {status}, a redirect: check that ZENDESK_SUBDOMAIN is not a brand or an alias'
+        )
+    return ZendeskError(f'Zendesk answered {status}, which is not part of its documented answers')
+
+
+def _printable(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can hold and UTF-8 can not."""
+    return text.encode('utf-8', 'replace').decode('utf-8')
