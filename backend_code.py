@@ -1,0 +1,123 @@
+"""
+The backend of the tutorial: three services that need no page, and nobody to click on it.
+
+`refresh_tokens` trades a refresh token for new tokens, `retrieve_oauth_tokens_from_db` and `store_oauth_tokens_in_db`
+read and write the tokens of whoever is signed in. Below them stand the two seams: `current_user_id` and `users_db`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from flask import session
+from loguru import logger
+
+import zendesk
+from users_db import UsersDb
+
+USERS_DB = 'users.json'
+
+
+def refresh_tokens(refresh_token: str) -> dict[str, Any]:
+    """
+    Trade a refresh token for a new pair, store it, and return it.
+
+    Zendesk deletes both old tokens as it issues the new ones
+    (https://developer.zendesk.com/api-reference/ticketing/oauth/grant_type_tokens/), so two refreshes at once would
+    cost the user the grant. Therefore: lock, look again, and only then refresh.
+
+    Returns:
+        The stored pair (`access_token`, `refresh_token`), or `{'error': 'invalid_refresh_token'}` when the user has
+        to grant access again.
+
+    Raises:
+        zendesk.ZendeskError, users_db.StoreError: the stored pair is still there.
+    """
+    user_id, db = current_user_id(), users_db()
+    if user_id is None:
+        return {'error': 'invalid_refresh_token'}
+
+    with db.refreshing(user_id):
+        stored = db.find(user_id)
+        if stored and stored['refresh_token'] != refresh_token:
+            logger.info('Another request has refreshed the tokens meanwhile: using those')
+            return stored
+
+        new_tokens = None
+        if stored and refresh_token:
+            logger.info('Trading the refresh token for a new pair of tokens')
+            with contextlib.suppress(zendesk.InvalidGrant):
+                new_tokens = {**stored, **zendesk.refresh(refresh_token)}
+
+        logger.info('Storing the new pair' if new_tokens else 'The refresh token is no longer good: dropping the pair')
+        stored = db.replace(user_id, refresh_token, new_tokens)
+    return stored or {'error': 'invalid_refresh_token'}
+
+
+def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
+    """Return the tokens of the session's user, or `{'error': 'tokens_not_found'}`."""
+    user_id = current_user_id()
+    tokens = users_db().find(user_id) if user_id else None
+    return tokens or {'error': 'tokens_not_found'}
+
+
+def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
+    """
+    Store the tokens under the session's user id; every other user's stay as they are.
+
+    `tokens` has an `access_token`. Without a `refresh_token` the record gets an empty one, which no refresh accepts.
+
+    Raises:
+        LookupError: nobody is signed in.
+        users_db.StoreError: nothing was changed.
+    """
+    user_id = current_user_id()
+    if user_id is None:
+        raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
+    logger.info('Storing the access and refresh tokens in {}', USERS_DB)
+    users_db().save(user_id, {'refresh_token': '', **tokens})
+
+
+def current_user_id() -> str | None:
+    """
+    Return the id of the user who is signed in, or None.
+
+    The seam for your sign-in: here a visitor gets a random id from the home page; a product returns the id of the
+    account that the visitor has signed in to.
+    """
+    user_id = session.get('user_id')
+    return user_id if isinstance(user_id, str) and user_id else None
+
+
+def new_user_id() -> str:
+    """Return an id that nobody can guess (128 random bits)."""
+    return f'user-{secrets.token_hex(16)}'
+
+
+@contextlib.contextmanager
+def fresh_user_id() -> Iterator[None]:
+    """
+    Replace the session's user id, and remove the old id's record once the block has succeeded.
+
+    Somebody may have planted the old session in this browser and be waiting for tokens to appear under its id
+    (session fixation). If the block fails, the old session stays as it was.
+    """
+    before, old_user_id = dict(session), current_user_id()
+    session.clear()
+    session['user_id'] = new_user_id()
+    try:
+        yield
+    except BaseException:
+        session.clear()
+        session.update(before)
+        raise
+    if old_user_id:
+        users_db().remove(old_user_id)
+
+
+def users_db() -> UsersDb:
+    """Return the store. The seam for a database of yours: a class with the methods of UsersDb."""
+    return UsersDb(USERS_DB)

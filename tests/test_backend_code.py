@@ -1,0 +1,223 @@
+"""The three services of the tutorial."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to
+from flask import session
+
+import backend_code
+import zendesk as zendesk_module
+from users_db import StoreError
+
+PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
+NEW = {'access_token': 'new-access', 'refresh_token': 'new-refresh'}
+OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
+REFUSED = {'error': 'invalid_refresh_token'}
+
+
+def stored() -> dict:
+    return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
+
+
+@pytest.fixture
+def signed_in(app):
+    """A request of the user alice, who has granted access, as bob has."""
+    Path('users.json').write_text(json.dumps({'alice': PAIR, 'bob': OTHER}))
+    with app.test_request_context():
+        session['user_id'] = 'alice'
+        yield
+
+
+def test_stored_tokens_are_retrieved_for_their_user_only(signed_in):
+    assert backend_code.retrieve_oauth_tokens_from_db() == PAIR
+    session['user_id'] = 'carol'
+    assert backend_code.retrieve_oauth_tokens_from_db() == {'error': 'tokens_not_found'}
+    session.clear()
+    assert backend_code.retrieve_oauth_tokens_from_db() == {'error': 'tokens_not_found'}
+
+
+def test_storing_keeps_every_other_users_record(signed_in):
+    backend_code.store_oauth_tokens_in_db(NEW)
+    assert stored() == {'alice': NEW, 'bob': OTHER}
+
+
+def test_storing_without_a_user_fails(app):
+    with app.test_request_context(), pytest.raises(LookupError):
+        backend_code.store_oauth_tokens_in_db(NEW)
+
+
+def test_the_file_can_be_put_elsewhere(signed_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(backend_code, 'USERS_DB', str(tmp_path / 'elsewhere.json'))
+    backend_code.store_oauth_tokens_in_db(NEW)
+    assert json.loads((tmp_path / 'elsewhere.json').read_text()) == {'alice': NEW}
+    assert stored()['alice'] == PAIR
+
+
+def test_a_refresh_returns_and_stores_the_new_pair(signed_in, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, status=201)
+    assert backend_code.refresh_tokens('old-refresh') == NEW
+    assert stored() == {'alice': NEW, 'bob': OTHER}
+
+
+def test_a_new_pair_is_on_disk_before_it_is_returned(signed_in, zendesk, monkeypatch):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+
+    def fail(path, text):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('private_file.write', fail)
+    with pytest.raises(StoreError, match='No space left'):
+        backend_code.refresh_tokens('old-refresh')
+
+
+def test_without_a_new_refresh_token_the_old_one_is_kept(signed_in, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'new-access', 'token_type': 'bearer'})
+    assert backend_code.refresh_tokens('old-refresh') == {'access_token': 'new-access', 'refresh_token': 'old-refresh'}
+    assert stored()['alice'] == {'access_token': 'new-access', 'refresh_token': 'old-refresh'}
+
+
+def test_a_refused_refresh_token_drops_the_pair(signed_in, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': 'invalid_grant'})
+    assert backend_code.refresh_tokens('old-refresh') == REFUSED
+    assert stored() == {'bob': OTHER}
+
+
+@pytest.mark.parametrize(
+    'answer',
+    [
+        {'status': 500, 'body': 'invalid_grant'},
+        {'status': 500, 'json': {'error': 'invalid_grant'}},
+        {'status': 503},
+        {'status': 429},
+        {'status': 401, 'json': {'error': 'invalid_client'}},
+        {'status': 400, 'json': {'error': 'invalid_scope'}},
+        {'status': 404, 'body': '<html>No help desk'},
+        {'status': 302, 'headers': {'Location': 'https://evil.example'}},
+        {'status': 400, 'body': 'invalid_grant'},
+        {'status': 200, 'body': ''},
+    ],
+)
+def test_nothing_but_invalid_grant_drops_the_pair(signed_in, zendesk, answer):
+    zendesk.post(TOKEN_ENDPOINT, **answer)
+    with pytest.raises(zendesk_module.ZendeskError):
+        backend_code.refresh_tokens('old-refresh')
+    assert stored() == {'alice': PAIR, 'bob': OTHER}
+    assert len(zendesk.calls) == 1
+
+
+def test_a_pair_that_a_sibling_has_refreshed_is_used_without_a_call(signed_in, zendesk):
+    assert backend_code.refresh_tokens('older-refresh') == PAIR
+    assert not zendesk.calls
+
+
+def test_after_invalid_grant_a_pair_that_is_newer_by_then_is_used(signed_in, zendesk):
+    def refuse_and_refresh_elsewhere(request):
+        Path('users.json').write_text(json.dumps({'alice': NEW, 'bob': OTHER}))
+        return 400, {}, json.dumps({'error': 'invalid_grant'})
+
+    zendesk.add_callback('POST', TOKEN_ENDPOINT, refuse_and_refresh_elsewhere)
+    assert backend_code.refresh_tokens('old-refresh') == NEW
+    assert stored() == {'alice': NEW, 'bob': OTHER}
+
+
+@pytest.mark.parametrize('status', [200, 400])
+def test_a_grant_removed_during_a_refresh_does_not_come_back(signed_in, zendesk, status):
+    def answer_late(request):
+        Path('users.json').write_text(json.dumps({'bob': OTHER}))
+        return status, {}, json.dumps(NEW_PAIR if status == 200 else {'error': 'invalid_grant'})
+
+    zendesk.add_callback('POST', TOKEN_ENDPOINT, answer_late)
+    assert backend_code.refresh_tokens('old-refresh') == REFUSED
+    assert stored() == {'bob': OTHER}
+
+
+def test_a_grant_made_anew_during_a_refresh_stays(signed_in, zendesk):
+    def answer_late(request):
+        Path('users.json').write_text(json.dumps({'alice': OTHER}))
+        return 200, {}, json.dumps(NEW_PAIR)
+
+    zendesk.add_callback('POST', TOKEN_ENDPOINT, answer_late)
+    assert backend_code.refresh_tokens('old-refresh') == OTHER
+    assert stored() == {'alice': OTHER}
+
+
+def test_a_grant_removed_before_the_refresh_is_not_refreshed(signed_in, zendesk):
+    Path('users.json').write_text('{}')
+    assert backend_code.refresh_tokens('old-refresh') == REFUSED
+    assert not zendesk.calls
+
+
+def test_an_empty_refresh_token_is_not_sent(signed_in, zendesk):
+    backend_code.store_oauth_tokens_in_db({'access_token': 'only-access'})
+    assert backend_code.refresh_tokens('') == REFUSED
+    assert not zendesk.calls
+    assert stored() == {'bob': OTHER}
+
+
+@pytest.mark.parametrize('visits', [2, 5, 50])
+def test_many_requests_at_once_make_one_refresh(app, zendesk, visits):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+
+    def show_self(request):
+        new = request.headers['Authorization'] == 'Bearer new-access'
+        return (200, {}, json.dumps(USER)) if new else (401, {}, '')
+
+    zendesk.add_callback('GET', SHOW_SELF, show_self)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    together = threading.Barrier(visits)
+
+    def visit(_):
+        browser = app.test_client()
+        browser.sign_in('alice')
+        together.wait()
+        return browser.get('/profile')
+
+    with ThreadPoolExecutor(visits) as pool:
+        pages = list(pool.map(visit, range(visits)))
+
+    assert all('Jane Doe' in page.text for page in pages)
+    assert calls_to(zendesk, TOKEN_ENDPOINT) == 1
+
+
+def test_nobody_waits_for_somebody_elses_refresh(app, zendesk):
+    users = [f'user{number}' for number in range(12)]
+    Path('users.json').write_text(json.dumps(dict.fromkeys(users, PAIR)))
+    all_at_once = threading.Barrier(len(users), timeout=30)  # broken if the refreshes come one after the other
+
+    def refresh(request):
+        all_at_once.wait()
+        return 200, {}, json.dumps(NEW_PAIR)
+
+    zendesk.add_callback('POST', TOKEN_ENDPOINT, refresh)
+
+    def refresh_as(user):
+        with app.test_request_context():
+            session['user_id'] = user
+            return backend_code.refresh_tokens('old-refresh')
+
+    with ThreadPoolExecutor(len(users)) as pool:
+        assert list(pool.map(refresh_as, users)) == [NEW] * len(users)
+    assert stored() == dict.fromkeys(users, NEW)
+
+
+def test_a_failed_block_gives_the_old_session_back(app):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    with app.test_request_context():
+        session.update(user_id='alice', colour='blue')
+        with pytest.raises(ZeroDivisionError), backend_code.fresh_user_id():
+            assert session['user_id'] != 'alice'
+            1 / 0  # noqa: B018
+        assert dict(session) == {'user_id': 'alice', 'colour': 'blue'}
+    assert stored() == {'alice': PAIR}
+
+
+def test_user_ids_are_long_and_never_the_same():
+    ids = {backend_code.new_user_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert min(map(len, ids)) >= 32
