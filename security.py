@@ -1,0 +1,108 @@
+"""What holds for every page of the app: its session cookie, its headers, its host, and a log without secrets."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from urllib.parse import urlsplit
+
+from flask import Flask, Request, Response, redirect, request
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from loguru import logger
+from werkzeug.wrappers import Response as BaseResponse
+
+from settings import Settings, is_loopback
+
+HEADERS = {
+    # Styles and pictures of our own, and nothing else: no script, no frame, no form that leads elsewhere.
+    'Content-Security-Policy': "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    'X-Content-Type-Options': 'nosniff',
+    'X-Frame-Options': 'DENY',
+    # The callback's address holds the code: no other page may learn it from a Referer.
+    'Referrer-Policy': 'no-referrer',
+    'Cross-Origin-Opener-Policy': 'same-origin',
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Permissions-Policy': 'camera=(), geolocation=(), microphone=()',
+}
+
+
+def protect(app: Flask, settings: Settings) -> None:
+    """Set up the session cookie, the answers' headers, the canonical host and the log."""
+    app.secret_key = settings.secret_key
+    app.session_interface = ForgivingSessions()
+    app.config.update(
+        # Cookies do not know ports: "session" would collide with other apps on localhost.
+        SESSION_COOKIE_NAME=f'{settings.cookie_prefix}zendesk_oauth_session',
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE='Lax',
+        SESSION_COOKIE_SECURE=settings.https,
+    )
+
+    @app.before_request
+    def go_to_the_canonical_host() -> BaseResponse | None:
+        """
+        Send a visit on 127.0.0.1 to localhost, if that is where Zendesk will send the browser back to.
+
+        The two are different hosts to a browser, so the cookies of one would be missing on the other.
+        """
+        host, canonical = urlsplit(request.host_url).hostname, urlsplit(settings.origin).hostname
+        if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
+            return redirect(settings.origin + request.full_path.rstrip('?'))
+        return None
+
+    @app.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        if response.location:
+            response.set_data('')  # it would repeat the address, and with it states and codes
+        response.headers.setdefault('Cache-Control', 'no-store')  # static files have a rule of their own
+        if settings.https:
+            response.headers['Strict-Transport-Security'] = 'max-age=31536000'
+        return response
+
+    keep_secrets_out_of_the_log()
+
+
+class ForgivingSessions(SecureCookieSessionInterface):
+    """Flask's sessions; a cookie that holds something else than a session counts as none."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        try:
+            return super().open_session(app, request)
+        except (TypeError, ValueError):
+            return self.session_class()
+
+
+def is_a_visit(request: Request) -> bool:
+    """
+    Tell whether a person is on the way to this page: not a HEAD, a picture's or a frame's address, or a prefetch.
+
+    Browsers say so in Sec-Fetch-Dest and Sec-Purpose (https://www.w3.org/TR/fetch-metadata/); a client that sends
+    neither is believed.
+    """
+    purpose = ' '.join(request.headers.get(name, '') for name in ('Sec-Purpose', 'Purpose', 'X-Purpose', 'X-Moz'))
+    return (
+        request.method == 'GET'
+        and request.headers.get('Sec-Fetch-Dest', 'document') == 'document'
+        and not re.search('prefetch|preview|prerender', purpose)
+    )
+
+
+def keep_secrets_out_of_the_log() -> None:
+    """Log no variables with an exception, as loguru does by default, and no query: the callback's holds a code."""
+    try:
+        logger.remove(0)  # loguru's default handler
+        logger.add(sys.stderr, diagnose=False, backtrace=False)
+    except ValueError:  # the handlers are somebody's own choice already
+        pass
+    access_log = logging.getLogger('werkzeug')
+    if drop_query not in access_log.filters:
+        access_log.addFilter(drop_query)
+
+
+def drop_query(record: logging.LogRecord) -> bool:
+    """Shorten the address in a line of the built-in server's access log to its path."""
+    record.msg, record.args = re.sub(r'\?\S*', '', record.getMessage()), ()
+    return True

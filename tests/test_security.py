@@ -1,0 +1,238 @@
+"""What holds for every page: session cookie, headers, host, log."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER
+from flask import Flask
+
+import app as app_module
+import security
+
+PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
+
+
+@pytest.fixture
+def https_app(app, monkeypatch):
+    """The app as it would be with an https redirect URI."""
+    monkeypatch.setenv('REDIRECT_URI', 'https://app.example.com/zendesk/oauth/callback')
+    yield importlib.reload(app_module).app
+    monkeypatch.undo()
+    importlib.reload(app_module)
+
+
+@pytest.mark.parametrize(
+    ('method', 'path'),
+    [
+        ('GET', '/'),
+        ('GET', '/profile'),
+        ('GET', '/grant_access'),
+        ('GET', '/zendesk/auth'),
+        ('GET', '/zendesk/oauth/callback?state=x'),
+        ('GET', '/nope'),
+        ('POST', '/'),
+        ('HEAD', '/zendesk/auth'),
+        ('OPTIONS', '/'),
+        ('GET', '/static/app.css'),
+        ('GET', '/static/nope'),
+    ],
+)
+def test_every_answer_has_the_headers(browser, method, path):
+    with browser.open(path, method=method) as response:
+        headers = response.headers
+    assert "default-src 'none'" in headers['Content-Security-Policy']
+    assert "frame-ancestors 'none'" in headers['Content-Security-Policy']
+    assert 'unsafe' not in headers['Content-Security-Policy']
+    assert headers['X-Content-Type-Options'] == 'nosniff'
+    assert headers['X-Frame-Options'] == 'DENY'
+    assert headers['Referrer-Policy'] == 'no-referrer'
+    assert 'Strict-Transport-Security' not in headers
+    assert (headers['Cache-Control'] == 'no-store') == (path != '/static/app.css')
+
+
+def test_an_unexpected_error_has_the_headers_too(app, browser, monkeypatch):
+    monkeypatch.setattr(app, 'testing', False)
+    monkeypatch.setattr('backend_code.current_user_id', lambda: 1 / 0)
+    response = browser.get('/')
+    assert response.status_code == 500
+    assert response.headers['Cache-Control'] == 'no-store'
+    assert 'Content-Security-Policy' in response.headers
+
+
+def test_pages_hold_no_inline_style_or_script_and_reach_no_other_host(browser):
+    for path in ('/', '/grant_access', '/nope'):
+        page = browser.get(path).text
+        assert not re.search(r'<script|<style|style=|\son\w+=|javascript:', page)
+        assert not re.search(r'(src|href)="(https?:)?//', page)
+
+
+def test_the_session_cookie_has_a_name_of_its_own_and_is_closed_to_scripts(browser):
+    cookie = browser.get('/').headers['Set-Cookie']
+    assert cookie.startswith('zendesk_oauth_session=')
+    assert '; HttpOnly' in cookie
+    assert '; SameSite=Lax' in cookie
+    assert '; Secure' not in cookie
+
+
+def test_with_an_https_redirect_uri_cookies_are_secure(https_app):
+    browser = https_app.test_client()
+    base_url = 'https://app.example.com'
+    for path, name in (('/', '__Host-zendesk_oauth_session='), ('/zendesk/auth', '__Host-zendesk_oauth_request_')):
+        response = browser.get(path, base_url=base_url)
+        assert response.headers['Set-Cookie'].startswith(name)
+        assert '; Secure' in response.headers['Set-Cookie']
+        assert '; Path=/' in response.headers['Set-Cookie']
+        assert 'Domain' not in response.headers['Set-Cookie']
+        assert response.headers['Strict-Transport-Security']
+
+
+def test_over_https_a_grant_works_with_those_cookies(https_app, zendesk):
+    browser = https_app.test_client()
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    base_url = 'https://app.example.com'
+    state = re.search('state=([^&]+)', browser.get('/zendesk/auth', base_url=base_url).location)[1]
+    answer = browser.get(f'/zendesk/oauth/callback?code=c&state={state}', base_url=base_url)
+    assert answer.location == '/'
+    deleted = next(header for header in answer.headers.getlist('Set-Cookie') if 'oauth_request' in header)
+    assert 'Max-Age=0' in deleted
+    assert '; Secure' in deleted
+
+
+# --- The session cookie as others may send it --- #
+
+
+def signed(app: Flask, payload) -> str:
+    return app.session_interface.get_signing_serializer(app).dumps(payload)
+
+
+@pytest.mark.parametrize('payload', [[1, 2], 'text', 5, None, {'user_id': ['alice']}, {'user_id': 5}, {'other': 1}])
+def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    browser.set_cookie('zendesk_oauth_session', signed(app, payload))
+    assert browser.get('/profile').location == '/grant_access'
+    assert browser.get('/').status_code == 200
+    assert browser.user_id.startswith('user-')
+
+
+@pytest.mark.filterwarnings('ignore:The .* cookie is too large')
+@pytest.mark.parametrize(
+    'tamper',
+    [
+        lambda value: value[:-1],
+        lambda value: value[: len(value) // 2],
+        lambda value: 'x' + value,
+        lambda value: 'x' * 8192,
+        lambda value: '..',
+        lambda value: 'ä',
+    ],
+)
+def test_a_tampered_session_counts_as_none(app, browser, tamper):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    browser.set_cookie('zendesk_oauth_session', tamper(signed(app, {'user_id': 'alice'})))
+    assert browser.get('/profile').location == '/grant_access'
+    assert browser.get('/').status_code == 200
+
+
+def test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypatch):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    with monkeypatch.context() as patch:
+        patch.setattr(app, 'secret_key', 'another key')
+        forged = signed(app, {'user_id': 'alice'})
+    browser.set_cookie('zendesk_oauth_session', forged)
+    assert browser.get('/profile').location == '/grant_access'
+
+
+# --- The canonical host --- #
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1:3000', '[::1]:3000', '127.0.0.1'])
+@pytest.mark.parametrize('path', ['/', '/profile', '/zendesk/auth?x=1'])
+def test_a_visit_on_another_name_of_this_machine_goes_to_the_canonical_one(browser, host, path):
+    response = browser.get(path, headers={'Host': host})
+    assert response.location == f'http://localhost:3000{path}'
+    assert 'Set-Cookie' not in response.headers
+
+
+def test_what_comes_to_the_canonical_host_stays_there(browser):
+    for host in ('localhost:3000', 'localhost'):
+        assert browser.get('/', headers={'Host': host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {'Host': 'evil.example'},
+        {'X-Forwarded-Host': 'evil.example', 'X-Forwarded-Proto': 'https', 'X-Forwarded-For': '1.2.3.4'},
+        {'Forwarded': 'host=evil.example'},
+    ],
+)
+def test_a_foreign_host_changes_no_address(browser, headers):
+    assert browser.start(headers=headers)['redirect_uri'] == 'http://localhost:3000/zendesk/oauth/callback'
+    assert browser.get('/profile', headers=headers).location == '/grant_access'
+    assert 'evil' not in browser.get('/grant_access', headers=headers).text
+
+
+@pytest.mark.parametrize('host', ['[', '[::1', ']:3000', 'a b', '127.0.0.1:x', 'ä', ''])
+def test_a_host_that_is_none_is_no_500(browser, host):
+    assert browser.get('/', headers={'Host': host}).status_code in (200, 302, 400)
+
+
+def test_a_redirect_repeats_no_address_in_its_body(browser):
+    assert browser.get('/zendesk/auth').data == b''
+
+
+# --- The log --- #
+
+
+def test_the_access_log_shows_paths_without_queries(caplog):
+    with caplog.at_level(logging.INFO, logger='werkzeug'):
+        logging.getLogger('werkzeug').info(
+            '"%s" %s', 'GET /zendesk/oauth/callback?code=canary&state=canary HTTP/1.1', '302'
+        )
+    assert caplog.messages == ['"GET /zendesk/oauth/callback HTTP/1.1" 302']
+
+
+def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR | {'access_token': 'canary-access', 'refresh_token': 'canary-refresh'})
+    zendesk.get(SHOW_SELF, json=USER)
+    sent = browser.start()
+    with caplog.at_level(logging.DEBUG):
+        pages = [browser.come_back(code='canary-code', state=sent['state']), browser.get('/'), browser.get('/profile')]
+        pages.append(browser.come_back(code='canary-code', state=sent['state']))
+        pages.append(browser.come_back(error='canary-error', state=browser.start()['state']))
+    seen = ''.join([*log, *capfd.readouterr(), caplog.text, *(page.text + str(page.headers) for page in pages)])
+    assert 'Jane Doe' in seen
+    assert 'canary' not in seen
+    assert sent['state'] not in seen
+    assert re.search('code_verifier=([^&]+)', zendesk.calls[0].request.body)[1] not in seen
+
+
+def test_an_exception_is_logged_without_the_values_of_variables():
+    program = """if True:
+        import app
+        token = 'canary' + '-token'
+        try:
+            token.missing_attribute
+        except AttributeError:
+            app.logger.exception('failed')
+    """
+    project = Path(app_module.__file__).parent
+    ended = subprocess.run([sys.executable, '-c', program], cwd=project, capture_output=True, text=True, check=True)
+    assert 'AttributeError' in ended.stderr
+    assert 'canary-token' not in ended.stderr
+
+
+def test_setting_up_the_log_twice_adds_nothing():
+    before = len(logging.getLogger('werkzeug').filters)
+    handlers = dict(app_module.logger._core.handlers)
+    security.keep_secrets_out_of_the_log()
+    assert len(logging.getLogger('werkzeug').filters) == before
+    assert dict(app_module.logger._core.handlers) == handlers
