@@ -1,0 +1,147 @@
+"""
+The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API requests in a web app".
+
+Five pages, in the order in which a visitor meets them. The tokens are kept by backend_code.py, what is said to Zendesk
+stands in zendesk.py, and what could go wrong in the browser is held off by authorization_requests.py and security.py.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from flask import Flask, redirect, render_template, request, session
+from flask.typing import ResponseReturnValue
+from loguru import logger
+from werkzeug.exceptions import HTTPException
+
+import authorization_requests
+import backend_code
+import security
+import zendesk
+from problems import Problem
+from settings import load_settings
+
+settings = load_settings(practice_allowed=__name__ == '__main__')
+
+app = Flask(__name__)
+app.jinja_env.globals['practice_mode'] = settings.practice_mode
+security.protect(app, settings)
+
+
+# --- Application routes --- #
+
+
+@app.route('/')
+def index() -> ResponseReturnValue:
+    """Show the home page, and give a new visitor a user id: the stand-in for signing in."""
+    logger.info('Showing the home page')
+    if backend_code.current_user_id() is None:
+        session['user_id'] = backend_code.new_user_id()
+    return render_template('home.html')
+
+
+@app.route('/profile')
+def show_profile() -> ResponseReturnValue:
+    """Show the visitor's Zendesk profile; refresh the tokens, or ask for access, where that takes it."""
+    logger.info("Looking up the visitor's access and refresh tokens")
+    tokens = backend_code.retrieve_oauth_tokens_from_db()
+    if tokens.get('error') == 'tokens_not_found':
+        logger.info('There are none yet: asking the visitor to grant access')
+        return redirect('/grant_access')
+
+    logger.info('Asking Zendesk for the profile, with the access token')
+    user = zendesk.show_self(tokens['access_token'])
+    if user.get('error') == 'invalid_token':
+        logger.info('401, the access token has expired: refreshing the tokens, then asking again')
+        tokens = backend_code.refresh_tokens(tokens['refresh_token'])
+        if tokens.get('error') == 'invalid_refresh_token':
+            logger.info('The refresh token has expired too: asking the visitor to grant access again')
+            return redirect('/grant_access')
+
+        logger.info('Asking Zendesk for the profile again, with the new access token')
+        user = zendesk.show_self(tokens['access_token'])
+        if user.get('error') == 'invalid_token':
+            raise zendesk.AccessTokenRefused('401 for a new access token, too: not trying a third time')
+
+    logger.info('Showing the profile')
+    return render_template('profile.html', user=user)
+
+
+# --- Authorization code flow routes --- #
+
+
+@app.route('/grant_access')
+def grant_access() -> ResponseReturnValue:
+    """Ask the visitor to grant access."""
+    return render_template('grant_access.html')
+
+
+@app.route('/zendesk/auth')
+def auth() -> ResponseReturnValue:
+    """Send the visitor to Zendesk with an authorization request (RFC 6749, section 4.1.1; PKCE: RFC 7636)."""
+    if not security.is_a_visit(request):
+        return redirect('/grant_access')
+    logger.info('Sending the visitor to Zendesk with an authorization request')
+    state, code_verifier = authorization_requests.begin()
+    parameters = urlencode(
+        {
+            'response_type': 'code',
+            'client_id': settings.client_id,
+            'redirect_uri': settings.redirect_uri,
+            'scope': zendesk.SCOPE,
+            'expires_in': zendesk.ACCESS_TOKEN_LIFETIME,
+            'state': state,
+            'code_challenge': authorization_requests.code_challenge(code_verifier),
+            'code_challenge_method': 'S256',
+        }
+    )
+    return redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{parameters}')
+
+
+@app.route('/zendesk/oauth/callback')
+def auth_callback() -> ResponseReturnValue:
+    """Take the authorization code that Zendesk sent the visitor back with, and trade it for tokens."""
+    # Before anything else: this browser started the request, not long ago, and has not had an answer to it.
+    code_verifier = authorization_requests.redeem(request.args)
+    # Then: Zendesk has sent a code and not an error.
+    code = authorization_requests.granted_code(request.args)
+
+    logger.info('Trading the authorization code for an access and a refresh token')
+    tokens = zendesk.exchange_code(code, code_verifier)
+    # Tokens never come to lie under an id that existed before: somebody else may know that one.
+    with backend_code.fresh_user_id():
+        backend_code.store_oauth_tokens_in_db(tokens)
+    return redirect('/')
+
+
+# --- When something goes wrong --- #
+
+
+@app.errorhandler(Problem)
+def show_problem(problem: Problem) -> ResponseReturnValue:
+    """Tell the visitor what happened and how to go on, and the developer why."""
+    logger.warning('{}: {}', problem.title, problem)
+    headers = {'Retry-After': str(problem.retry_after)} if problem.retry_after else {}
+    page = render_template('problem.html', title=problem.title, advice=problem.advice, way_on=problem.way_on)
+    return page, problem.status, headers
+
+
+@app.errorhandler(HTTPException)
+def show_http_error(error: HTTPException) -> ResponseReturnValue:
+    """Show Flask's own errors (no such page, an exception nobody expected) as a page of ours."""
+    response = error.get_response()
+    response.content_type = 'text/html; charset=utf-8'
+    response.set_data(
+        render_template('problem.html', title=error.name, advice='The home page is a good place to go on.')
+    )
+    return response
+
+
+if __name__ == '__main__':
+    if settings.practice_mode:
+        import zendesk_simulator
+
+        logger.info('No settings found: practice mode, with a practice Zendesk at {}', settings.zendesk_url)
+        zendesk_simulator.serve_in_background()
+    logger.info('Open http://localhost:{} in a browser', settings.port)
+    app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)
