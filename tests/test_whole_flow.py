@@ -1,0 +1,471 @@
+"""The whole flow over real HTTP: the app and the practice Zendesk as real processes, and a visitor who clicks."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pytest
+import requests
+
+PROJECT = Path(__file__).parent.parent
+SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
+AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë 山田'
+
+
+class Processes:
+    """Servers in a folder of their own, with a copy of the project: no .env and no users.json of a developer's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: dict[int, subprocess.Popen] = {}
+        for path in PROJECT.glob('*.py'):
+            shutil.copy(path, folder)
+        for name in ('templates', 'static'):
+            shutil.copytree(PROJECT / name, folder / name)
+
+    def start(self, *command: str, port: int, **variables: str) -> None:
+        """Start a server and wait until it listens on the port."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
+        }
+        with (self.folder / 'output.txt').open('ab') as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.running[port] = process
+        deadline = time.monotonic() + 30
+        while not listens(port):
+            assert process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.02)
+
+    def stop(self, port: int) -> None:
+        process = self.running.pop(port)
+        process.terminate()
+        process.wait(30)
+
+    def stop_all(self) -> None:
+        for port in list(self.running):
+            self.stop(port)
+
+    @property
+    def output(self) -> str:
+        """What all servers have printed."""
+        return (self.folder / 'output.txt').read_text()
+
+    @property
+    def users(self) -> dict[str, dict[str, str]]:
+        return json.loads((self.folder / 'users.json').read_text())
+
+    def edit_users(self, *names: str) -> None:
+        """Change a digit in these tokens of every user, with an editor, so to speak."""
+        users = self.users
+        for record in users.values():
+            for name in names:
+                digit = re.search('[0-9]', record[name])[0]
+                record[name] = record[name].replace(digit, str((int(digit) + 1) % 10), 1)
+        (self.folder / 'users.json').write_text(json.dumps(users, indent=2))
+
+    def refreshes(self) -> int:
+        return self.output.count('a new pair of tokens for a grant of type refresh_token')
+
+
+class Visitor:
+    """A browser with a person in front of it, who reads pages and clicks."""
+
+    def __init__(self, address: str) -> None:
+        self.http = requests.Session()
+        self.http.trust_env = False
+        self.visit(address)
+
+    def visit(self, address: str) -> None:
+        self.page = self.http.get(address, timeout=60)
+
+    def click(self, label: str) -> None:
+        link = re.search(rf'<a[^>]* href="([^"]+)"[^>]*>{label}</a>', self.page.text)[1]
+        self.visit(urljoin(self.page.url, html.unescape(link)))
+
+    def answer(self, decision: str, user: str = AGENT) -> None:
+        """Pick a user on the consent page, and press a button."""
+        self.page = self.submit(decision, user)
+
+    def submit(self, decision: str, user: str = AGENT, **kwargs) -> requests.Response:
+        users = re.findall(r'name="user_id" value="(\d+)"[^>]*>\s*([^(]+?) \(', self.page.text)
+        user_id = next(user_id for user_id, name in users if html.unescape(name) == user)
+        return self.http.post(self.page.url, {'user_id': user_id, 'decision': decision}, timeout=60, **kwargs)
+
+    def grant(self, user: str = AGENT) -> None:
+        """Go from the home page through the grant and back."""
+        self.click('Get my profile')
+        self.click('Grant access')
+        self.answer('allow', user)
+
+    @property
+    def status(self) -> int:
+        return self.page.status_code
+
+    @property
+    def address(self) -> str:
+        return self.page.url
+
+    @property
+    def text(self) -> str:
+        return self.page.text
+
+    @property
+    def greeting(self) -> str:
+        return html.unescape(re.search('<h1>(.*)</h1>', self.text)[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(('127.0.0.1', port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def processes(tmp_path) -> Iterator[Processes]:
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop_all()
+
+
+@pytest.fixture
+def variables(processes) -> dict[str, str]:
+    """A practice Zendesk on a free port, and the settings of an app on another."""
+    zendesk_port, app_port = free_port(), free_port()
+    settings = {
+        'ZENDESK_CLIENT_ID': 'flow_client',
+        'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
+        'ZENDESK_SUBDOMAIN': 'practice',
+        'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
+        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
+    }
+    processes.start('zendesk_simulator.py', '--port', str(zendesk_port), port=zendesk_port, **settings)
+    return settings
+
+
+def port_of(variables: dict[str, str]) -> int:
+    return int(variables['REDIRECT_URI'].split(':')[2].split('/')[0])
+
+
+@pytest.fixture
+def home(processes, variables) -> str:
+    """The app, started; the address of its home page."""
+    processes.start('app.py', port=port_of(variables), **variables)
+    return f'http://localhost:{port_of(variables)}/'
+
+
+def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
+    for port in (3000, 3001):
+        if listens(port):
+            pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
+
+    # 1: start the app. 2: open the home page, ask for the profile. 3 and 4: sign in (as a practice user), allow.
+    processes.start('app.py', port=3000)
+    assert 'practice' in processes.output
+    assert 'http://localhost:3000' in processes.output
+    visitor = Visitor('http://localhost:3000')
+    assert 'Practice mode' in visitor.text
+    visitor.click('Get my profile')
+    assert visitor.address == 'http://localhost:3000/grant_access'
+    visitor.click('Grant access')
+    assert visitor.address.startswith('http://localhost:3001/oauth/authorizations/new?')
+    visitor.answer('allow', END_USER)
+    assert visitor.address == 'http://localhost:3000/'
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {END_USER}!'
+    assert 'Your Zendesk user role is <strong>end-user</strong>.' in visitor.text
+
+    # 5: change a digit in the access token, rerun the app.
+    [before] = processes.users.values()
+    processes.stop(3000)
+    processes.edit_users('access_token')
+    processes.start('app.py', port=3000)
+    visitor.visit('http://localhost:3000')
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {END_USER}!'
+    [after] = processes.users.values()
+    assert after['access_token'] != before['access_token']
+    assert after['refresh_token'] != before['refresh_token']
+    assert processes.refreshes() == 1
+
+    # The same while the app runs.
+    processes.edit_users('access_token')
+    visitor.visit('http://localhost:3000/profile')
+    assert visitor.greeting == f'👋 Hi, {END_USER}!'
+    assert processes.refreshes() == 2
+
+    # 6: change a digit in both tokens, rerun the app: it asks for access again, and gets it.
+    processes.stop(3000)
+    processes.edit_users('access_token', 'refresh_token')
+    processes.start('app.py', port=3000)
+    visitor.visit('http://localhost:3000')
+    visitor.click('Get my profile')
+    assert visitor.address == 'http://localhost:3000/grant_access'
+    assert processes.refreshes() == 2
+    visitor.click('Grant access')
+    visitor.answer('allow', END_USER)
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {END_USER}!'
+
+    # The log has told the story, in the order in which it happened.
+    story = [
+        'Showing the home page',
+        "Looking up the visitor's access and refresh tokens",
+        'There are none yet',
+        'Sending the visitor to Zendesk',
+        'Trading the authorization code',
+        'Storing the access and refresh tokens',
+        'Asking Zendesk for the profile, with the access token',
+        'Showing the profile',
+        '401, the access token has expired',
+        'Trading the refresh token',
+        'Storing the new pair',
+        'Asking Zendesk for the profile again',
+        'The refresh token is no longer good',
+        'asking the visitor to grant access again',
+    ]
+    position = 0
+    for line in story:
+        position = processes.output.index(line, position)
+
+
+def test_two_browsers_with_two_users_work_side_by_side(processes, home):
+    first, second = Visitor(home), Visitor(home)
+    first.grant(ADMIN)
+    second.grant(END_USER)
+    for _ in range(2):
+        first.click('Get my profile')
+        second.click('Get my profile')
+        assert (first.greeting, second.greeting) == (f'👋 Hi, {ADMIN}!', f'👋 Hi, {END_USER}!')
+        assert '<strong>admin</strong>' in first.text
+        processes.edit_users('access_token')
+        first.click('Home')
+        second.click('Home')
+    assert len(processes.users) == 2
+    assert processes.refreshes() == 2
+
+
+def test_sessions_survive_a_restart(processes, variables, home):
+    visitor = Visitor(home)
+    visitor.grant()
+    processes.stop(port_of(variables))
+    processes.start('app.py', port=port_of(variables), **variables)
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
+def test_after_a_denial_there_is_a_way_on(home):
+    visitor = Visitor(home)
+    visitor.click('Get my profile')
+    visitor.click('Grant access')
+    visitor.answer('deny')
+    assert visitor.status == 403
+    assert 'Access was not granted' in visitor.text
+    visitor.click('Try again')
+    visitor.click('Grant access')
+    visitor.answer('allow')
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
+def test_a_visit_on_127_0_0_1_ends_in_a_grant(home):
+    for path in ('', 'grant_access', 'zendesk/auth'):
+        visitor = Visitor(home.replace('localhost', '127.0.0.1') + path)
+        if path == '':
+            visitor.click('Get my profile')
+        if 'Grant access' in visitor.text and 'authorizations' not in visitor.address:
+            visitor.click('Grant access')
+        visitor.answer('allow')
+        assert visitor.address == home
+        visitor.click('Get my profile')
+        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
+def test_two_tabs_end_well_in_reverse_order(processes, home):
+    visitor = Visitor(home)
+    visitor.visit(home + 'zendesk/auth')
+    first_tab = visitor.page
+    visitor.visit(home + 'zendesk/auth')
+    visitor.answer('allow', ADMIN)
+    visitor.page = first_tab
+    visitor.answer('allow', END_USER)
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {END_USER}!'
+    assert len(processes.users) == 1
+
+
+def test_somebody_elses_answer_is_refused(processes, home):
+    attacker, victim = Visitor(home), Visitor(home)
+    victim.grant(ADMIN)
+    before = processes.users
+    attacker.visit(home + 'zendesk/auth')
+    trap = attacker.submit('allow', AGENT, allow_redirects=False).headers['Location']
+
+    victim.visit(trap)
+
+    assert victim.status == 400
+    assert processes.users == before
+    victim.visit(home + 'profile')
+    assert victim.greeting == f'👋 Hi, {ADMIN}!'
+
+
+def answer_ten_times_at_once(visitor: Visitor, home: str) -> list[requests.Response]:
+    visitor.visit(home + 'zendesk/auth')
+    callback = visitor.submit('allow', allow_redirects=False).headers['Location']
+    cookies = visitor.http.cookies.get_dict()
+
+    def come_back(_):
+        return requests.get(callback, cookies=cookies, allow_redirects=False, timeout=60)
+
+    with ThreadPoolExecutor(10) as pool:
+        return list(pool.map(come_back, range(10)))
+
+
+def check_that_an_answer_works_once(processes: Processes, home: str) -> None:
+    visitor = Visitor(home)
+    answers = answer_ten_times_at_once(visitor, home)
+    assert sorted(answer.status_code for answer in answers) == [302] + [400] * 9
+    # However the browser orders the ten answers, the visitor is signed in.
+    for answer in sorted(answers, key=lambda answer: answer.status_code):
+        visitor.http.cookies.update(answer.cookies)
+    visitor.visit(home + 'profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    assert processes.output.count('for a grant of type authorization_code') == 1
+
+
+def test_the_same_answer_ten_times_at_once_works_once(processes, home):
+    check_that_an_answer_works_once(processes, home)
+
+
+def test_an_exhausted_zendesk_is_a_page_and_works_again_when_zendesk_does(processes, variables, home):
+    visitor = Visitor(home)
+    visitor.grant()
+    zendesk_port = int(variables['ZENDESK_BASE_URL'].rpartition(':')[2])
+    processes.stop(zendesk_port)
+    visitor.click('Get my profile')
+    assert visitor.status == 502
+    processes.start('zendesk_simulator.py', '--port', str(zendesk_port), port=zendesk_port, **variables)
+    visitor.click('Try again')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
+def test_no_secret_is_in_any_output(processes, home):
+    visitor = Visitor(home)
+    visitor.visit(home + 'zendesk/auth')
+    secrets = re.findall('(?:state|code_challenge)=([^&]+)', visitor.address)
+    callback = visitor.submit('allow', allow_redirects=False).headers['Location']
+    secrets += re.findall('code=([^&]+)', callback)
+    visitor.visit(callback)
+    visitor.click('Get my profile')
+    secrets += [token for record in processes.users.values() for token in record.values()]
+    processes.edit_users('access_token')
+    visitor.visit(home + 'profile')
+    secrets += [token for record in processes.users.values() for token in record.values()]
+    visitor.visit(callback)
+    secrets += ['canary', (processes.folder / '.secret_key').read_text()]
+    assert len(secrets) == 9
+    assert '"GET /zendesk/oauth/callback HTTP/1.1"' in re.sub(r'\x1b\[\d+m', '', processes.output)
+    for secret in secrets:
+        assert secret not in processes.output
+
+
+def test_the_app_is_on_loopback_only(home):
+    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    port = int(home.split(':')[2].strip('/'))
+    for address in addresses:
+        if not address.startswith('127.'):
+            with socket.socket() as connection:
+                assert connection.connect_ex((address, port)) != 0
+
+
+def test_there_is_no_debugger(home):
+    visitor = Visitor(home)
+    for path in ('console', '?__debugger__=yes&cmd=resource&f=debugger.js'):
+        visitor.visit(home + path)
+        assert 'debugger' not in visitor.text.lower()
+
+
+# --- Several processes --- #
+
+
+@pytest.fixture
+def gunicorn_home(processes, variables) -> str:
+    """The app under gunicorn with four processes."""
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    port = port_of(variables)
+    command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
+    processes.start(*command, port=port, **variables)
+    return f'http://localhost:{port}/'
+
+
+@pytest.mark.gunicorn
+def test_gunicorn_with_four_processes_serves_the_same_flow(processes, gunicorn_home):
+    first, second = Visitor(gunicorn_home), Visitor(gunicorn_home)
+    first.grant(ADMIN)
+    second.grant(END_USER)
+    for _ in range(8):
+        first.visit(gunicorn_home + 'profile')
+        second.visit(gunicorn_home + 'profile')
+        assert (first.greeting, second.greeting) == (f'👋 Hi, {ADMIN}!', f'👋 Hi, {END_USER}!')
+    assert '"GET /zendesk/oauth/callback" 302' in processes.output
+    assert 'code=' not in processes.output
+
+
+@pytest.mark.gunicorn
+def test_over_four_processes_the_same_answer_ten_times_at_once_works_once(processes, gunicorn_home):
+    check_that_an_answer_works_once(processes, gunicorn_home)
+
+
+@pytest.mark.gunicorn
+def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(processes, gunicorn_home):
+    visitor = Visitor(gunicorn_home)
+    visitor.grant()
+    cookies = visitor.http.cookies.get_dict()
+    processes.edit_users('access_token')
+
+    def visit(_):
+        return requests.get(gunicorn_home + 'profile', cookies=cookies, timeout=60)
+
+    with ThreadPoolExecutor(60) as pool:
+        pages = list(pool.map(visit, range(60)))
+    assert all(AGENT in page.text for page in pages)
+    assert processes.refreshes() == 1
+
+
+@pytest.mark.gunicorn
+def test_gunicorn_refuses_to_start_without_settings(processes):
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    environment = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, 'ZENDESK_BASE_URL')}
+    command = [sys.executable, '-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{free_port()}', 'app:app']
+    ended = subprocess.run(
+        command, cwd=processes.folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 4
+    assert ended.stderr.count('ZENDESK_CLIENT_ID is missing') == 1
+    assert 'Traceback' not in ended.stderr
