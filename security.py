@@ -47,7 +47,8 @@ def protect(app: Flask, settings: Settings) -> None:
 
         The two are different hosts to a browser, so the cookies of one would be missing on the other.
         """
-        host, canonical = urlsplit(request.host_url).hostname, urlsplit(settings.origin).hostname
+        host = re.sub(r':\d*$', '', request.host).strip('[]')
+        canonical = urlsplit(settings.origin).hostname
         if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
             return redirect(settings.origin + request.full_path.rstrip('?'))
         return None

@@ -76,8 +76,9 @@ class UsersDb:
         """
         Let one refresh of this user's tokens happen at a time, over all threads and processes on this machine.
 
-        The system gives the lock back when its holder dies. The file is unlinked while the lock is held: somebody who
-        waits for it finds it gone and takes a new one, so no lock files pile up.
+        The system gives the lock back when its holder dies. The file is unlinked while the lock is still held, so that
+        no lock files pile up: filelock (4 and newer) notices that it has locked a file without a name, and takes the
+        new one.
         """
         path = f'{self.path}.{hashlib.sha256(user_id.encode()).hexdigest()[:32]}.lock'
         with _locked(path, REFRESH_TIMEOUT):

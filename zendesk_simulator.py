@@ -51,7 +51,7 @@ USERS = {
     for user in (
         {'id': 9130907993101, 'name': 'Amara Okafor', 'role': 'agent', 'email': 'amara@practice.example'},
         {'id': 9130907993102, 'name': 'Tomás Herrera', 'role': 'admin', 'email': 'tomas@practice.example'},
-        {'id': 9130907993103, 'name': 'Zoë 山田', 'role': 'end-user', 'email': 'zoe@practice.example'},
+        {'id': 9130907993103, 'name': 'Zoë Żółkiewska', 'role': 'end-user', 'email': 'zoe@practice.example'},
     )
 }
 

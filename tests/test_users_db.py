@@ -168,6 +168,28 @@ def test_a_lock_that_can_not_be_had_is_an_error_after_a_while(db, monkeypatch):
             pass
 
 
+def test_one_refresh_at_a_time_over_threads_and_processes(db):
+    program = """if True:
+        import os, threading, time, users_db
+        def refresh():
+            for _ in range(40):
+                with users_db.UsersDb('users.json').refreshing('alice'):
+                    os.close(os.open('only-one', os.O_CREAT | os.O_EXCL))  # fails if somebody else is in here
+                    time.sleep(0.0002)
+                    os.unlink('only-one')
+            done.append(True)
+        done = []
+        threads = [threading.Thread(target=refresh) for _ in range(4)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        raise SystemExit(len(done) != 4)
+    """
+    environment = {**os.environ, 'PYTHONPATH': str(Path(users_db.__file__).parent)}
+    processes = [subprocess.Popen([sys.executable, '-c', program], env=environment) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert list(Path().iterdir()) == []
+
+
 def test_refreshes_leave_no_files_behind(db):
     def refresh(number):
         with db.refreshing(f'user{number % 5}'):

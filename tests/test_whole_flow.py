@@ -21,7 +21,7 @@ import requests
 
 PROJECT = Path(__file__).parent.parent
 SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
-AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë 山田'
+AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
 
 
 class Processes:
@@ -363,7 +363,7 @@ def test_the_same_answer_ten_times_at_once_works_once(processes, home):
     check_that_an_answer_works_once(processes, home)
 
 
-def test_an_exhausted_zendesk_is_a_page_and_works_again_when_zendesk_does(processes, variables, home):
+def test_a_zendesk_that_is_down_is_a_page_and_works_again_when_zendesk_does(processes, variables, home):
     visitor = Visitor(home)
     visitor.grant()
     zendesk_port = int(variables['ZENDESK_BASE_URL'].rpartition(':')[2])
@@ -404,8 +404,11 @@ def test_the_app_is_on_loopback_only(home):
                 assert connection.connect_ex((address, port)) != 0
 
 
-def test_there_is_no_debugger(home):
+def test_there_is_no_debugger_even_where_the_environment_asks_for_one(processes, variables):
+    processes.start('app.py', port=port_of(variables), FLASK_DEBUG='1', **variables)
+    home = f'http://localhost:{port_of(variables)}/'
     visitor = Visitor(home)
+    assert 'Debug mode: off' in processes.output
     for path in ('console', '?__debugger__=yes&cmd=resource&f=debugger.js'):
         visitor.visit(home + path)
         assert 'debugger' not in visitor.text.lower()
