@@ -28,7 +28,7 @@ app.jinja_env.globals['practice_mode'] = settings.practice_mode
 security.protect(app, settings)
 
 
-# --- Application routes --- #
+# --- The app --- #
 
 
 @app.route('/')
@@ -67,7 +67,7 @@ def show_profile() -> ResponseReturnValue:
     return render_template('profile.html', user=user)
 
 
-# --- Authorization code flow routes --- #
+# --- The grant: authorization code flow --- #
 
 
 @app.route('/grant_access')
@@ -106,7 +106,8 @@ def auth_callback() -> ResponseReturnValue:
     # Then: Zendesk has sent a code and not an error.
     code = authorization_requests.granted_code(request.args)
 
-    logger.info('Trading the authorization code for an access and a refresh token')
+    # The code goes to the token endpoint, with the client's secret and the verifier (RFC 6749, section 4.1.3).
+    logger.info('Trading the authorization code for tokens')
     tokens = zendesk.exchange_code(code, code_verifier)
     # Tokens never come to lie under an id that existed before: somebody else may know that one.
     with backend_code.fresh_user_id():
@@ -143,5 +144,5 @@ if __name__ == '__main__':
 
         logger.info('No settings found: practice mode, with a practice Zendesk at {}', settings.zendesk_url)
         zendesk_simulator.serve_in_background()
-    logger.info('Open http://localhost:{} in a browser', settings.port)
+    logger.info('Serving http://localhost:{}: open {} in a browser', settings.port, settings.origin)
     app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)

@@ -35,8 +35,8 @@ class AnswerRefused(Problem):
     """The answer does not belong to a request that this browser has open."""
 
     status = 400
-    title = 'This answer does not belong to a request of this browser'
-    advice = 'It may have been used before, or the request was made in another browser. Please start again.'
+    title = 'This answer can not be used'
+    advice = 'It was used before, or it belongs to another browser. If you have granted access already, all is well.'
     way_on = ('/grant_access', 'Start again')
 
 
@@ -146,7 +146,7 @@ ERRORS = {
         'The visitor did not grant access',
         403,
         'Access was not granted',
-        'You can still grant it: the app can not show your profile without.',
+        'You can still grant it: the app can not show your profile without it.',
     ),
     'temporarily_unavailable': (
         'Zendesk is temporarily unavailable. Nothing to do but wait',

@@ -2,7 +2,8 @@
 The backend of the tutorial: three services that need no page, and nobody to click on it.
 
 `refresh_tokens` trades a refresh token for new tokens, `retrieve_oauth_tokens_from_db` and `store_oauth_tokens_in_db`
-read and write the tokens of whoever is signed in. Below them stand the two seams: `current_user_id` and `users_db`.
+read and write the tokens of whoever is signed in. Below them stand the seams, where a product puts its own: the
+database in `users_db`; the sign-in in `current_user_id`, `new_user_id` and `fresh_user_id`.
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
 
     with db.refreshing(user_id):
         stored = db.find(user_id)
-        if stored and stored['refresh_token'] != refresh_token:
+        if stored is None:
+            logger.info('The tokens were removed meanwhile: not refreshing them')
+            return {'error': 'invalid_refresh_token'}
+        if stored['refresh_token'] != refresh_token:
             logger.info('Another request has refreshed the tokens meanwhile: using those')
             return stored
 
-        new_tokens = None
-        if stored and refresh_token:
-            logger.info('Trading the refresh token for a new pair of tokens')
-            with contextlib.suppress(zendesk.InvalidGrant):
-                new_tokens = {**stored, **zendesk.refresh(refresh_token)}
-
-        logger.info('Storing the new pair' if new_tokens else 'The refresh token is no longer good: dropping the pair')
-        stored = db.replace(user_id, refresh_token, new_tokens)
-    return stored or {'error': 'invalid_refresh_token'}
+        logger.info('Trading the refresh token for a new pair of tokens')
+        new_tokens: dict[str, Any] | None
+        try:
+            new_tokens = {**stored, **zendesk.refresh(refresh_token)}
+            logger.info('Storing the new pair')
+        except zendesk.InvalidGrant:
+            new_tokens = None
+            logger.info('Zendesk refuses the refresh token: dropping the pair')
+        # Whatever was stored while Zendesk was busy wins: a grant removed or made anew is not overwritten.
+        return db.replace(user_id, refresh_token, new_tokens) or {'error': 'invalid_refresh_token'}
 
 
 def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
@@ -77,16 +82,24 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
     user_id = current_user_id()
     if user_id is None:
         raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
-    logger.info('Storing the access and refresh tokens in {}', USERS_DB)
+    logger.info('Writing the tokens to {}', USERS_DB)
     users_db().save(user_id, {'refresh_token': '', **tokens})
+
+
+# --- The seams --- #
+
+
+def users_db() -> UsersDb:
+    """Return the store. A product returns its own: an object with the methods of UsersDb."""
+    return UsersDb(USERS_DB)
 
 
 def current_user_id() -> str | None:
     """
     Return the id of the user who is signed in, or None.
 
-    The seam for your sign-in: here a visitor gets a random id from the home page; a product returns the id of the
-    account that the visitor has signed in to.
+    Here that is a random id that the home page gives to each browser; a product returns the id of the account that
+    the visitor has signed in to.
     """
     user_id = session.get('user_id')
     return user_id if isinstance(user_id, str) and user_id else None
@@ -100,24 +113,18 @@ def new_user_id() -> str:
 @contextlib.contextmanager
 def fresh_user_id() -> Iterator[None]:
     """
-    Replace the session's user id, and remove the old id's record once the block has succeeded.
+    Give the session a new user id, and remove the old id's record once the block has succeeded.
 
     Somebody may have planted the old session in this browser and be waiting for tokens to appear under its id
-    (session fixation). If the block fails, the old session stays as it was.
+    (session fixation). If the block fails, the old id stays. Where `current_user_id` is the id of an account, which
+    nobody can plant, this changes nothing and can go.
     """
-    before, old_user_id = dict(session), current_user_id()
-    session.clear()
+    in_session, old_user_id = session.get('user_id'), current_user_id()
     session['user_id'] = new_user_id()
     try:
         yield
     except BaseException:
-        session.clear()
-        session.update(before)
+        session['user_id'] = in_session
         raise
-    if old_user_id:
+    if old_user_id and old_user_id != current_user_id():
         users_db().remove(old_user_id)
-
-
-def users_db() -> UsersDb:
-    """Return the store. The seam for a database of yours: a class with the methods of UsersDb."""
-    return UsersDb(USERS_DB)

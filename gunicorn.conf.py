@@ -1,7 +1,10 @@
 """Settings for gunicorn, which reads this file by itself: gunicorn -w 4 app:app"""
 
-bind = '127.0.0.1:3000'
-# Load the app once, before the workers start: missing settings are told once, and nothing starts.
+from settings import load_settings
+
+# Missing settings end it here, before anything starts.
+bind = f'127.0.0.1:{load_settings().port}'
+# Load the app once, before the workers start.
 preload_app = True
 # %(U)s is the path without its query: the callback's query holds the authorization code.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s'

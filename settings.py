@@ -30,7 +30,7 @@ REQUIRED = {
 }
 
 # The values of .env.example: one that was left as it was is missing.
-PLACEHOLDERS = ('', 'your_client_identifier', 'your_client_secret', 'your_subdomain')
+PLACEHOLDERS = ('your_client_identifier', 'your_client_secret', 'your_subdomain')
 
 # The practice Zendesk (zendesk_simulator.py) knows this client.
 PRACTICE = {
@@ -139,7 +139,12 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
             'These settings are missing or malformed:\n'
             + '\n'.join(problems)
             + '\nSet them in the file .env (start from .env.example) or in the environment. '
-            'With none of the first four set, "python app.py" runs with a practice Zendesk.'
+            'Without a .env, and with none of the four set, "python app.py" runs with a practice Zendesk.'
+        )
+
+    if 0 < len(values['SECRET_KEY']) < 16:
+        logger.warning(
+            'SECRET_KEY is short: whoever guesses it can sign in as anybody. 32 random characters are better'
         )
 
     return Settings(
@@ -155,8 +160,10 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
 
 def _problem_of(name: str, value: str) -> str | None:
     """Say what is wrong with the value of one variable, without repeating it."""
-    if name in REQUIRED and value in PLACEHOLDERS:
+    if name in REQUIRED and not value:
         return f'is missing: {REQUIRED[name]}'
+    if name in REQUIRED and value in PLACEHOLDERS:
+        return f'is missing, the placeholder is still there: {REQUIRED[name]}'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
         return 'has a space or another character that it can not have: copy it again'
     if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch(r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', value, re.IGNORECASE):

@@ -111,7 +111,7 @@ class UsersDb:
 
     def _read(self) -> dict[str, Any]:
         try:
-            records = json.loads(Path(self.path).read_text(encoding='utf-8'))
+            records = json.loads(Path(self.path).read_text(encoding='utf-8-sig'))
         except FileNotFoundError:
             return {}
         except OSError as error:

@@ -121,6 +121,8 @@ def refresh(refresh_token: str) -> dict[str, Any]:
         InvalidGrant: the refresh token is spent, expired or revoked.
         ZendeskError: anything else; the old pair may be alive.
     """
+    if not refresh_token:
+        raise InvalidGrant('There is no refresh token: the OAuth client issues none, or somebody has edited it away')
     return _request_tokens(grant_type='refresh_token', refresh_token=refresh_token)
 
 

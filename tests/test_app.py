@@ -212,7 +212,7 @@ def test_a_user_id_of_another_type_counts_as_none(browser, zendesk, user_id):
 def test_grant_access_says_what_will_happen(browser):
     page = browser.get('/grant_access')
     assert page.status_code == 200
-    assert 'The app needs to access your Zendesk account.' in page.text
+    assert 'needs to access your Zendesk account' in page.text
     assert '<a class="button" href="/zendesk/auth">Grant access</a>' in page.text
     assert 'home page' in page.text
 

@@ -217,6 +217,17 @@ def test_a_failed_block_gives_the_old_session_back(app):
     assert stored() == {'alice': PAIR}
 
 
+def test_with_a_sign_in_of_a_products_own_a_grant_is_stored_for_the_account(app, zendesk, monkeypatch):
+    monkeypatch.setattr(backend_code, 'current_user_id', lambda: session.get('account'))
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    browser = app.test_client()
+    with browser.session_transaction() as before:
+        before['account'] = 'alice'
+    for _ in range(2):
+        assert browser.grant().location == '/'
+        assert stored() == {'alice': NEW}
+
+
 def test_user_ids_are_long_and_never_the_same():
     ids = {backend_code.new_user_id() for _ in range(100)}
     assert len(ids) == 100

@@ -53,6 +53,12 @@ def test_an_edit_by_hand_counts_at_once(db):
     assert db.find('alice') == NEW
 
 
+def test_an_editor_that_writes_a_byte_order_mark_does_no_harm(db):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}), encoding='utf-8-sig')
+    db.save('bob', NEW)
+    assert (db.find('alice'), db.find('bob')) == (PAIR, NEW)
+
+
 def test_a_removed_record_is_gone_and_the_others_stay(db):
     db.save('alice', PAIR)
     db.save('bob', NEW)

@@ -239,15 +239,15 @@ def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
         "Looking up the visitor's access and refresh tokens",
         'There are none yet',
         'Sending the visitor to Zendesk',
-        'Trading the authorization code',
-        'Storing the access and refresh tokens',
+        'Trading the authorization code for tokens',
+        'Writing the tokens to users.json',
         'Asking Zendesk for the profile, with the access token',
         'Showing the profile',
         '401, the access token has expired',
         'Trading the refresh token',
         'Storing the new pair',
         'Asking Zendesk for the profile again',
-        'The refresh token is no longer good',
+        'Zendesk refuses the refresh token',
         'asking the visitor to grant access again',
     ]
     position = 0
