@@ -111,7 +111,7 @@ def redeem(answer: MultiDict[str, str]) -> str:
         )
     _close(name)
     # The cookie goes with the answer; what arrives at the same moment, at any of the app's processes, is stopped here.
-    if not backend_code.users_db().first_use(digest, LIFETIME):
+    if not backend_code.users_db().first_use(digest, LIFETIME + 60):
         raise AnswerRefused('the state was used a moment ago: the page was opened twice. Nothing to do')
     return _code_verifier(state)
 

@@ -17,7 +17,7 @@ from flask import session
 from loguru import logger
 
 import zendesk
-from users_db import UsersDb
+from users_db import StoreError, UsersDb
 
 USERS_DB = 'users.json'
 
@@ -119,12 +119,16 @@ def fresh_user_id() -> Iterator[None]:
     (session fixation). If the block fails, the old id stays. Where `current_user_id` is the id of an account, which
     nobody can plant, this changes nothing and can go.
     """
-    in_session, old_user_id = session.get('user_id'), current_user_id()
+    in_session, modified, old_user_id = session.get('user_id'), session.modified, current_user_id()
     session['user_id'] = new_user_id()
     try:
         yield
     except BaseException:
         session['user_id'] = in_session
+        session.modified = modified  # no cookie goes out that could overwrite one set meanwhile
         raise
     if old_user_id and old_user_id != current_user_id():
-        users_db().remove(old_user_id)
+        try:
+            users_db().remove(old_user_id)
+        except StoreError as problem:
+            logger.warning('The new grant is stored, but the old one could not be removed: {}', problem)

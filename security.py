@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flask import Flask, Request, Response, redirect, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
@@ -32,6 +32,7 @@ def protect(app: Flask, settings: Settings) -> None:
     """Set up the session cookie, the answers' headers, the canonical host and the log."""
     app.secret_key = settings.secret_key
     app.session_interface = ForgivingSessions()
+    app.url_map.merge_slashes = False  # else /zendesk//auth would be redirected, to whatever host the request names
     app.config.update(
         # Cookies do not know ports: "session" would collide with other apps on localhost.
         SESSION_COOKIE_NAME=f'{settings.cookie_prefix}zendesk_oauth_session',
@@ -50,7 +51,8 @@ def protect(app: Flask, settings: Settings) -> None:
         host = re.sub(r':\d*$', '', request.host).strip('[]')
         canonical = urlsplit(settings.origin).hostname
         if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
-            return redirect(settings.origin + request.full_path.rstrip('?'))
+            query = '?' + request.query_string.decode('latin-1') if request.query_string else ''
+            return redirect(settings.origin + quote(request.path) + query)
         return None
 
     @app.after_request
@@ -98,12 +100,11 @@ def keep_secrets_out_of_the_log() -> None:
         logger.add(sys.stderr, diagnose=False, backtrace=False)
     except ValueError:  # the handlers are somebody's own choice already
         pass
-    access_log = logging.getLogger('werkzeug')
-    if drop_query not in access_log.filters:
-        access_log.addFilter(drop_query)
+    for name in ('werkzeug', 'gunicorn.error'):
+        logging.getLogger(name).addFilter(drop_query)  # adding it again changes nothing
 
 
 def drop_query(record: logging.LogRecord) -> bool:
-    """Shorten the address in a line of the built-in server's access log to its path."""
-    record.msg, record.args = re.sub(r'\?\S*', '', record.getMessage()), ()
+    """Shorten the address in a line of the built-in server's access log, or gunicorn's error log, to its path."""
+    record.msg, record.args = re.sub(r'\?.*?( HTTP/|$)', r'\1', record.getMessage(), flags=re.DOTALL), ()
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import secrets
@@ -69,7 +68,7 @@ class Settings:
 
     @property
     def https(self) -> bool:
-        return self.redirect_uri.startswith('https://')
+        return urlsplit(self.redirect_uri).scheme == 'https'
 
     @property
     def cookie_prefix(self) -> str:
@@ -166,7 +165,7 @@ def _problem_of(name: str, value: str) -> str | None:
         return f'is missing, the placeholder is still there: {REQUIRED[name]}'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
         return 'has a space or another character that it can not have: copy it again'
-    if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch(r'[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?', value, re.IGNORECASE):
+    if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch('[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?', value):
         return 'is more than a subdomain: give only mondocam where your address is https://mondocam.zendesk.com'
     if name == 'REDIRECT_URI':
         return _problem_of_url(value, path=CALLBACK_PATH)
@@ -184,10 +183,10 @@ def _problem_of_url(url: str, path: str) -> str | None:
     """
     try:
         parts = urlsplit(url)
-        valid = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r'[!-~]+', url)
+        valid = parts.port != 0 and re.fullmatch(r'[a-z0-9.-]+|[0-9a-f:]+', parts.hostname or '')
     except ValueError:
         valid = False
-    if not valid or '@' in parts.netloc:
+    if not valid or '@' in parts.netloc or not re.fullmatch(r'[!-~]+', url):
         return 'is not an absolute URL of the form https://host/path, without spaces or a user name'
     if parts.scheme != 'https' and not (parts.scheme == 'http' and is_loopback(parts.hostname)):
         return 'must start with https:// (http:// is for localhost only), or others could read the codes and tokens'
@@ -197,13 +196,8 @@ def _problem_of_url(url: str, path: str) -> str | None:
 
 
 def is_loopback(hostname: str | None) -> bool:
-    """Tell whether a host name means this machine itself."""
-    if hostname == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(hostname or '').is_loopback
-    except ValueError:
-        return False
+    """Tell whether a host name, as urlsplit returns it, means this machine itself."""
+    return hostname in ('localhost', '127.0.0.1', '::1')
 
 
 def _secret_key_from_file() -> str:
@@ -214,7 +208,7 @@ def _secret_key_from_file() -> str:
     """
     with FileLock(f'{SECRET_KEY_FILE}.lock', timeout=10, mode=0o600):
         key_file = Path(SECRET_KEY_FILE)
-        key = key_file.read_text(encoding='utf-8').strip() if key_file.exists() else ''
+        key = key_file.read_text(encoding='utf-8', errors='replace').strip() if key_file.exists() else ''
         if len(key) < 32:
             logger.info('Making the key that signs the session cookies, in {}', SECRET_KEY_FILE)
             key = secrets.token_hex(32)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from loguru import logger
 
 from problems import Problem
@@ -21,7 +22,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 3, 10  # seconds
 MAX_ANSWER = 1024 * 1024  # bytes
 MAX_RETRY_AFTER = 300  # seconds
 
-TOKEN = re.compile('[!-~]+')  # visible ASCII: a token will stand in a header (RFC 6749, appendix A.12; RFC 6750, 2.1)
+TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it will stand in a header (RFC 6749, A.12; RFC 6750, 2.1)
 
 
 class ZendeskError(Problem):
@@ -121,8 +122,8 @@ def refresh(refresh_token: str) -> dict[str, Any]:
         InvalidGrant: the refresh token is spent, expired or revoked.
         ZendeskError: anything else; the old pair may be alive.
     """
-    if not refresh_token:
-        raise InvalidGrant('There is no refresh token: the OAuth client issues none, or somebody has edited it away')
+    if not TOKEN.fullmatch(refresh_token):
+        raise InvalidGrant('There is no refresh token: the OAuth client issues none, or somebody has edited it')
     return _request_tokens(grant_type='refresh_token', refresh_token=refresh_token)
 
 
@@ -150,7 +151,7 @@ def show_self(access_token: str) -> dict[str, str]:
     if not isinstance(user, dict):
         raise ZendeskError('Zendesk answered 200 without a user')
     # Without credentials that it accepts, Zendesk answers 200 with an "Anonymous user" who has no id.
-    if user.get('id') is None:
+    if type(user.get('id')) is not int:
         raise NotSignedIn('Zendesk answered 200 with an anonymous user: it took no notice of the access token')
     name, role = user.get('name'), user.get('role')
     if not isinstance(name, str) or not isinstance(role, str):
@@ -214,7 +215,7 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
     url = current_settings().zendesk_url + path
     try:
         # A session of its own for each call: no cookie goes from one user to the next.
-        with requests.Session() as http:
+        with NoRedirects() as http:
             http.trust_env = not is_loopback(urlsplit(url).hostname)  # a proxy has no part in talk on this machine
             response = http.request(
                 method,
@@ -232,7 +233,7 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
                     raise ZendeskError(f'Zendesk answered with more than {MAX_ANSWER} bytes')
     except requests.Timeout as error:
         raise TooSlow(f'No answer from Zendesk in time ({type(error).__name__}). Nothing to do but wait') from error
-    except requests.RequestException as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: no HTTP at all
         raise ZendeskError(
             f'No answer from Zendesk ({type(error).__name__}): check the network and ZENDESK_SUBDOMAIN'
         ) from error
@@ -247,6 +248,17 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
     except (ValueError, RecursionError):  # HTML, nothing at all, or brackets without end
         data = None
     return status, data if isinstance(data, dict) else {}
+
+
+class NoRedirects(requests.Session):
+    """
+    A session that takes a redirect for an ordinary answer.
+
+    With `allow_redirects=False` alone, requests would still parse the address, and read the whole body, of any size.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 def _no_other_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -406,6 +406,7 @@ def test_a_full_disk_gets_a_page_and_changes_nothing(browser, zendesk, monkeypat
 def test_flasks_own_errors_are_pages_of_ours(browser, method, path, status):
     page = browser.open(path, method=method)
     assert page.status_code == status
+    assert page.content_type == 'text/html; charset=utf-8'
     assert 'href="/"' in page.text
     assert '<html lang="en">' in page.text
 

@@ -39,6 +39,26 @@ def test_the_cookie_holds_neither_state_nor_verifier_nor_challenge(browser):
     assert sent['code_challenge'] not in str(cookie)
 
 
+def test_nobody_without_the_apps_key_can_compute_the_verifier(app, monkeypatch):
+    state = 'A' * 43
+    with app.app_context():
+        verifier = authorization_requests._code_verifier(state)
+        monkeypatch.setattr(app, 'secret_key', 'another key')
+        assert authorization_requests._code_verifier(state) != verifier
+    assert verifier != authorization_requests.code_challenge(state)
+
+
+def test_a_hundred_requests_do_not_get_into_each_others_way(app, token_endpoint):
+    for _ in range(100):
+        assert app.test_client().grant().location == '/'
+
+
+def test_the_cookies_of_requests_do_not_share_a_name(browser):
+    browser.start()
+    [name] = cookies_of(browser)
+    assert len(name) >= len(authorization_requests.COOKIE_PREFIX) + 16
+
+
 def test_the_cookie_is_http_only_and_lax_and_outlives_the_request(browser):
     header = browser.get('/zendesk/auth').headers['Set-Cookie']
     assert '; HttpOnly' in header
@@ -120,6 +140,27 @@ def test_the_same_answer_ten_times_at_once_works_once(app, browser, token_endpoi
         header for answer in answers if answer.status_code == 400 for header in answer.headers.getlist('Set-Cookie')
     ]
     assert not [header for header in losers if header.startswith('zendesk_oauth_session')]
+
+
+def test_a_kept_cookie_does_not_open_the_request_again(browser, token_endpoint, clock):
+    state = browser.start()['state']
+    [(name, value)] = cookies_of(browser).items()
+    assert browser.come_back(code='the-code', state=state).location == '/'
+    clock.advance(599)
+    browser.set_cookie(name, value)
+    assert browser.come_back(code='the-code', state=state).status_code == 400
+    assert len(token_endpoint) == 1
+
+
+def test_the_cookie_goes_with_the_answer_good_or_late(browser, token_endpoint, clock):
+    state = browser.start()['state']
+    assert cookies_of(browser)
+    browser.come_back(code='the-code', state=state)
+    assert not cookies_of(browser)
+    state = browser.start()['state']
+    clock.advance(601)
+    browser.come_back(code='the-code', state=state)
+    assert not cookies_of(browser)
 
 
 def test_a_failed_exchange_uses_the_state_up_too(browser, zendesk):
@@ -256,6 +297,12 @@ def test_another_issuer_is_refused(browser, token_endpoint, issuer):
     state = browser.start()['state']
     assert browser.get(f'/zendesk/oauth/callback?code=c&state={state}&{issuer}').status_code == 400
     assert not token_endpoint
+
+
+def test_an_error_of_another_issuer_is_not_told_as_zendesks(browser, zendesk):
+    page = browser.come_back(error='access_denied', state=browser.start()['state'], iss='https://evil.example')
+    assert page.status_code == 400
+    assert 'not granted' not in page.text
 
 
 def test_the_right_issuer_and_unknown_parameters_are_fine(browser, token_endpoint):

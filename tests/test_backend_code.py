@@ -228,6 +228,35 @@ def test_with_a_sign_in_of_a_products_own_a_grant_is_stored_for_the_account(app,
         assert stored() == {'alice': NEW}
 
 
+def test_a_failed_grant_sends_no_session_that_could_overwrite_a_newer_one(browser_of_alice, zendesk, monkeypatch):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    monkeypatch.setattr('users_db.UsersDb.save', lambda *args: raise_(StoreError('disk full')))
+    answer = browser_of_alice.grant()
+    assert answer.status_code == 503
+    assert not [header for header in answer.headers.getlist('Set-Cookie') if 'session' in header]
+    assert stored() == {'alice': PAIR}
+
+
+def test_a_grant_counts_even_where_the_old_one_can_not_be_removed(browser_of_alice, zendesk, monkeypatch, log):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    monkeypatch.setattr('users_db.UsersDb.remove', lambda *args: raise_(StoreError('disk full')))
+    assert browser_of_alice.grant().location == '/'
+    assert stored() == {'alice': PAIR, browser_of_alice.user_id: NEW}
+    assert 'disk full' in ''.join(log)
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.fixture
+def browser_of_alice(app):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    browser = app.test_client()
+    browser.sign_in('alice')
+    return browser
+
+
 def test_user_ids_are_long_and_never_the_same():
     ids = {backend_code.new_user_id() for _ in range(100)}
     assert len(ids) == 100

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER
@@ -54,6 +57,9 @@ def test_every_answer_has_the_headers(browser, method, path):
     assert headers['X-Content-Type-Options'] == 'nosniff'
     assert headers['X-Frame-Options'] == 'DENY'
     assert headers['Referrer-Policy'] == 'no-referrer'
+    assert headers['Cross-Origin-Opener-Policy'] == 'same-origin'
+    assert headers['Cross-Origin-Resource-Policy'] == 'same-origin'
+    assert "form-action 'self';" in headers['Content-Security-Policy']
     assert 'Strict-Transport-Security' not in headers
     assert (headers['Cache-Control'] == 'no-store') == (path != '/static/app.css')
 
@@ -104,6 +110,10 @@ def test_over_https_a_grant_works_with_those_cookies(https_app, zendesk):
     deleted = next(header for header in answer.headers.getlist('Set-Cookie') if 'oauth_request' in header)
     assert 'Max-Age=0' in deleted
     assert '; Secure' in deleted
+
+
+def test_behind_a_proxy_that_says_127_0_0_1_nobody_is_sent_round_in_circles(https_app):
+    assert https_app.test_client().get('/', base_url='http://127.0.0.1:3000').status_code == 200
 
 
 # --- The session cookie as others may send it --- #
@@ -161,6 +171,50 @@ def test_a_visit_on_another_name_of_this_machine_goes_to_the_canonical_one(brows
     assert 'Set-Cookie' not in response.headers
 
 
+@pytest.mark.parametrize(
+    ('path', 'location'),
+    [
+        ('/%0d%0aX-Injected:%20y', '/%0D%0AX-Injected%3A%20y'),
+        ('/%3Fx=1', '/%3Fx%3D1'),
+        ('/%23x', '/%23x'),
+        ('//evil.example/', '/evil.example/'),
+        ('/\\evil.example', '/%5Cevil.example'),
+        ('/a%FFb', '/a%EF%BF%BDb'),
+        ('/?a=b&c=%26%0d%0a', '/?a=b&c=%26%0d%0a'),
+    ],
+)
+def test_an_odd_path_stays_a_path_on_its_way_to_the_canonical_host(app, path, location):
+    status, headers = raw_get(app, '127.0.0.1:3000', path)
+    assert status == '302 FOUND'
+    assert headers['Location'] == 'http://localhost:3000' + location
+    assert 'X-Injected' not in headers
+
+
+@pytest.mark.parametrize('path', ['/zendesk//auth', '/zendesk//oauth/callback?code=c', '/static//app.css'])
+def test_a_doubled_slash_is_no_reason_to_redirect_to_the_host_in_the_request(app, path):
+    status, _ = raw_get(app, 'evil.example', path)
+    assert status == '404 NOT FOUND'
+
+
+def raw_get(app, host: str, target: str):
+    """Send a request with exactly this target, which the test client would tidy up."""
+    path, _, query = target.partition('?')
+    environ = {
+        'REQUEST_METHOD': 'GET',
+        'PATH_INFO': unquote_to_bytes(path).decode('latin-1'),
+        'QUERY_STRING': query,
+        'HTTP_HOST': host,
+        'SERVER_NAME': '127.0.0.1',
+        'SERVER_PORT': '3000',
+        'wsgi.url_scheme': 'http',
+        'wsgi.input': io.BytesIO(),
+        'wsgi.errors': sys.stderr,
+    }
+    answer = []
+    app(environ, lambda status, headers, *_: answer.extend((status, dict(headers)))).close()
+    return answer
+
+
 def test_what_comes_to_the_canonical_host_stays_there(browser):
     for host in ('localhost:3000', 'localhost'):
         assert browser.get('/', headers={'Host': host}).status_code == 200
@@ -192,12 +246,20 @@ def test_a_redirect_repeats_no_address_in_its_body(browser):
 # --- The log --- #
 
 
-def test_the_access_log_shows_paths_without_queries(caplog):
-    with caplog.at_level(logging.INFO, logger='werkzeug'):
-        logging.getLogger('werkzeug').info(
-            '"%s" %s', 'GET /zendesk/oauth/callback?code=canary&state=canary HTTP/1.1', '302'
-        )
-    assert caplog.messages == ['"GET /zendesk/oauth/callback HTTP/1.1" 302']
+CALLBACK = '/zendesk/oauth/callback?error_description=a\u3000b\xa0c&code=canary&state=canary'
+
+
+@pytest.mark.parametrize(
+    ('name', 'message', 'arguments', 'logged'),
+    [
+        ('werkzeug', '"%s" %s', (f'GET {CALLBACK} HTTP/1.1', '302'), '"GET /zendesk/oauth/callback HTTP/1.1" 302'),
+        ('gunicorn.error', 'Error handling request %s', (CALLBACK,), 'Error handling request /zendesk/oauth/callback'),
+    ],
+)
+def test_the_servers_logs_show_paths_without_queries(caplog, name, message, arguments, logged):
+    with caplog.at_level(logging.INFO, logger=name):
+        logging.getLogger(name).info(message, *arguments)
+    assert caplog.messages == [logged]
 
 
 def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog):
@@ -215,18 +277,19 @@ def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog)
     assert re.search('code_verifier=([^&]+)', zendesk.calls[0].request.body)[1] not in seen
 
 
-def test_an_exception_is_logged_without_the_values_of_variables():
-    program = """if True:
+def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
+    program = tmp_path / 'program.py'  # a file: loguru shows values only where it finds the source
+    program.write_text("""if True:
         import app
         token = 'canary' + '-token'
         try:
-            token.missing_attribute
+            print(token.missing_attribute)
         except AttributeError:
             app.logger.exception('failed')
-    """
-    project = Path(app_module.__file__).parent
-    ended = subprocess.run([sys.executable, '-c', program], cwd=project, capture_output=True, text=True, check=True)
-    assert 'AttributeError' in ended.stderr
+    """)
+    environment = {**os.environ, 'PYTHONPATH': str(Path(app_module.__file__).parent)}
+    ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=True)
+    assert 'print(token.missing_attribute)' in ended.stderr
     assert 'canary-token' not in ended.stderr
 
 

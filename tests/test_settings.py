@@ -82,10 +82,14 @@ def test_all_problems_are_named_in_one_message():
         ('ZENDESK_SUBDOMAIN', 'canary@evil', 'give only mondocam'),
         ('ZENDESK_SUBDOMAIN', '-canary', 'give only mondocam'),
         ('ZENDESK_SUBDOMAIN', 'canarý', 'give only mondocam'),
+        ('ZENDESK_SUBDOMAIN', 'canar\u212a', 'give only mondocam'),
         ('ZENDESK_CLIENT_ID', 'canary canary', 'copy it again'),
         ('ZENDESK_CLIENT_SECRET', 'canary\ncanary', 'copy it again'),
         ('REDIRECT_URI', 'http://canary.example/zendesk/oauth/callback', 'https://'),
         ('REDIRECT_URI', 'http://localhost.canary.example/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'http://10.0.0.1/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'http://192.168.1.1/zendesk/oauth/callback', 'https://'),
+        ('REDIRECT_URI', 'http://[0:0:0:0:0:0:0:1]/zendesk/oauth/callback', 'https://'),
         ('REDIRECT_URI', 'ftp://localhost/zendesk/oauth/callback', 'https://'),
         ('REDIRECT_URI', 'canary', 'absolute URL'),
         ('REDIRECT_URI', '/zendesk/oauth/callback', 'absolute URL'),
@@ -104,6 +108,9 @@ def test_all_problems_are_named_in_one_message():
         ('ZENDESK_BASE_URL', 'http://canary.example', 'https://'),
         ('ZENDESK_BASE_URL', 'https://canary.example/path', 'without a path'),
         ('ZENDESK_BASE_URL', 'canary', 'absolute URL'),
+        ('ZENDESK_BASE_URL', 'https://canary.example\\', 'absolute URL'),
+        ('ZENDESK_BASE_URL', 'https://%65canary.example', 'absolute URL'),
+        ('ZENDESK_BASE_URL', 'https://*', 'absolute URL'),
     ],
 )
 def test_a_malformed_setting_is_explained_and_not_repeated(name, value, remedy):
@@ -134,6 +141,10 @@ def test_a_good_setting_is_not_refused(name, value):
 
 def test_a_subdomain_in_capitals_is_the_same_subdomain():
     assert read_settings({**GOOD, 'ZENDESK_SUBDOMAIN': 'MondoCam'}).zendesk_url == 'https://mondocam.zendesk.com'
+
+
+def test_a_scheme_in_capitals_is_the_same_scheme():
+    assert read_settings({**GOOD, 'REDIRECT_URI': 'HTTPS://app.example.com/zendesk/oauth/callback'}).https
 
 
 def test_a_base_url_takes_the_subdomains_place():
@@ -186,6 +197,13 @@ def test_a_key_file_cut_short_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('.secret_key').write_text('short')
     assert len(read_settings({**GOOD, 'SECRET_KEY': ''}).secret_key) == 64
+
+
+def test_a_key_file_in_another_encoding_is_a_key_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('.secret_key').write_bytes(b'\xff' * 32)
+    key = read_settings({**GOOD, 'SECRET_KEY': ''}).secret_key
+    assert read_settings({**GOOD, 'SECRET_KEY': ''}).secret_key == key
 
 
 def test_several_processes_agree_on_the_key(tmp_path):

@@ -271,6 +271,16 @@ def test_two_browsers_with_two_users_work_side_by_side(processes, home):
     assert processes.refreshes() == 2
 
 
+def test_a_proxy_has_no_part_in_what_is_said_on_this_machine(processes, variables):
+    nobody = f'http://127.0.0.1:{free_port()}'
+    proxies = {'HTTP_PROXY': nobody, 'http_proxy': nobody, 'ALL_PROXY': nobody, 'NO_PROXY': '', 'no_proxy': ''}
+    processes.start('app.py', port=port_of(variables), **variables, **proxies)
+    visitor = Visitor(f'http://localhost:{port_of(variables)}/')
+    visitor.grant()
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
 def test_sessions_survive_a_restart(processes, variables, home):
     visitor = Visitor(home)
     visitor.grant()

@@ -6,10 +6,11 @@ import json
 
 import pytest
 import requests
+import urllib3
 from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER
 
 import zendesk as zendesk_module
-from zendesk import Busy, InvalidGrant, PermissionMissing, SetupError, TooSlow, ZendeskError
+from zendesk import Busy, InvalidGrant, NotSignedIn, PermissionMissing, SetupError, TooSlow, ZendeskError
 
 CALLS = {
     'exchange': (lambda: zendesk_module.exchange_code('the-code', 'the-verifier'), 'POST', TOKEN_ENDPOINT),
@@ -53,6 +54,16 @@ def call(request, zendesk):
         ({'body': requests.ConnectionError('refused')}, ZendeskError, 502, 'network'),
         ({'body': requests.exceptions.SSLError('bad certificate')}, ZendeskError, 502, 'SSLError'),
         ({'body': requests.exceptions.ChunkedEncodingError()}, ZendeskError, 502, 'network'),
+        ({'body': urllib3.exceptions.LocationParseError('x')}, ZendeskError, 502, 'network'),
+        ({'body': ValueError('invalid chunk size')}, ZendeskError, 502, 'network'),
+        ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
+        ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
+        (
+            {'status': 302, 'headers': {'Location': '/'}, 'body': 'x' * (1024 * 1024 + 1)},
+            ZendeskError,
+            502,
+            'more than',
+        ),
     ],
 )
 def test_each_failure_is_one_named_error_with_its_remedy(call, zendesk, answer, error, status, remedy):
@@ -75,6 +86,7 @@ def test_every_call_has_time_limits_and_follows_no_redirect(call, zendesk, monke
         call(status=200)
     assert sent['timeout'] == (3, 10)
     assert sent['allow_redirects'] is False
+    assert sent['stream'] is True
     assert sent['verify']
 
 
@@ -129,6 +141,25 @@ def test_show_self_returns_name_and_role_and_nothing_else(zendesk):
 def test_a_token_that_can_not_stand_in_a_header_counts_as_expired(zendesk, token):
     assert zendesk_module.show_self(token) == {'error': 'invalid_token'}
     assert not zendesk.calls
+
+
+@pytest.mark.parametrize('refresh_token', ['', '\ud800x', 'with space', 'x' * 5000])
+def test_a_refresh_token_that_can_not_be_one_is_refused_without_a_call(zendesk, refresh_token):
+    with pytest.raises(InvalidGrant):
+        zendesk_module.refresh(refresh_token)
+    assert not zendesk.calls
+
+
+@pytest.mark.parametrize('user_id', [False, True, [], '', '1', float('nan'), {}])
+def test_an_id_that_is_no_number_is_nobody(zendesk, user_id):
+    zendesk.get(SHOW_SELF, body=json.dumps({'user': {**USER['user'], 'id': user_id}}))
+    with pytest.raises(NotSignedIn):
+        zendesk_module.show_self('an-access-token')
+
+
+def test_halves_of_surrogate_pairs_are_replaced_in_name_and_role(zendesk):
+    zendesk.get(SHOW_SELF, body=json.dumps({'user': {'id': 1, 'name': 'n\ud800', 'role': 'r\udfff'}}))
+    assert zendesk_module.show_self('an-access-token') == {'name': 'n?', 'role': 'r?'}
 
 
 def test_a_403_is_a_missing_permission(zendesk):
