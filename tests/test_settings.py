@@ -93,6 +93,7 @@ def test_all_problems_are_named_in_one_message():
         ('REDIRECT_URI', 'ftp://localhost/zendesk/oauth/callback', 'https://'),
         ('REDIRECT_URI', 'canary', 'absolute URL'),
         ('REDIRECT_URI', '/zendesk/oauth/callback', 'absolute URL'),
+        ('REDIRECT_URI', 'https://canary.exa\tmple/zendesk/oauth/callback', 'absolute URL'),
         ('REDIRECT_URI', 'https:///zendesk/oauth/callback', 'absolute URL'),
         ('REDIRECT_URI', 'https://[canary/zendesk/oauth/callback', 'absolute URL'),
         ('REDIRECT_URI', 'https://canary.example:99999/zendesk/oauth/callback', 'absolute URL'),

@@ -54,7 +54,7 @@ def call(request, zendesk):
         ({'body': requests.ConnectionError('refused')}, ZendeskError, 502, 'network'),
         ({'body': requests.exceptions.SSLError('bad certificate')}, ZendeskError, 502, 'SSLError'),
         ({'body': requests.exceptions.ChunkedEncodingError()}, ZendeskError, 502, 'network'),
-        ({'body': urllib3.exceptions.LocationParseError('x')}, ZendeskError, 502, 'network'),
+        ({'body': urllib3.exceptions.ProtocolError('x')}, ZendeskError, 502, 'network'),
         ({'body': ValueError('invalid chunk size')}, ZendeskError, 502, 'network'),
         ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
         ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
