@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -343,6 +345,31 @@ def test_somebody_elses_answer_is_refused(processes, home):
     assert processes.users == before
     victim.visit(home + 'profile')
     assert victim.greeting == f'👋 Hi, {ADMIN}!'
+
+
+def test_a_session_planted_before_the_grant_does_not_see_the_profile(home):
+    attacker, victim = Visitor(home), Visitor(home)
+    victim.http.cookies = attacker.http.cookies.copy()
+    victim.grant(ADMIN)
+    victim.click('Get my profile')
+    assert victim.greeting == f'👋 Hi, {ADMIN}!'
+    attacker.click('Get my profile')
+    assert attacker.address == home + 'grant_access'
+
+
+def test_a_code_that_came_too_late_leads_to_a_new_start(processes, home):
+    visitor = Visitor(home)
+    visitor.visit(home + 'zendesk/auth')
+    callback = visitor.submit('allow', allow_redirects=False).headers['Location']
+    with contextlib.closing(sqlite3.connect(processes.folder / 'zendesk_simulator.db')) as db, db:
+        db.execute('UPDATE codes SET expires_at = 0')
+    visitor.visit(callback)
+    assert visitor.status == 400
+    visitor.click('Start again')
+    visitor.click('Grant access')
+    visitor.answer('allow')
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
 
 def answer_ten_times_at_once(visitor: Visitor, home: str) -> list[requests.Response]:
