@@ -30,6 +30,7 @@ HEADERS = {
 
 def protect(app: Flask, settings: Settings) -> None:
     """Set up the session cookie, the answers' headers, the canonical host and the log."""
+    canonical = urlsplit(settings.origin).hostname
     app.secret_key = settings.secret_key
     app.session_interface = ForgivingSessions()
     app.url_map.merge_slashes = False  # else /zendesk//auth would be redirected, to whatever host the request names
@@ -49,7 +50,6 @@ def protect(app: Flask, settings: Settings) -> None:
         The two are different hosts to a browser, so the cookies of one would be missing on the other.
         """
         host = re.sub(r':\d*$', '', request.host).strip('[]')
-        canonical = urlsplit(settings.origin).hostname
         if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
             query = '?' + request.query_string.decode('latin-1') if request.query_string else ''
             return redirect(settings.origin + quote(request.path) + query)

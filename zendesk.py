@@ -172,15 +172,15 @@ def _request_tokens(**grant: str) -> dict[str, Any]:
         'refresh_token_expires_in': REFRESH_TOKEN_LIFETIME,
     }
     status, data = _call('POST', '/oauth/tokens', data=form)
-    error = data.get('error')
-    if 400 <= status < 500 and error == 'invalid_grant':
+    error = data.get('error') if 400 <= status < 500 else None
+    if error == 'invalid_grant':
         raise InvalidGrant('Zendesk answered invalid_grant: the code or the refresh token is spent, expired or revoked')
-    if 400 <= status < 500 and error == 'invalid_client':
+    if error == 'invalid_client':
         raise SetupError(
             'Zendesk answered invalid_client: check ZENDESK_CLIENT_ID (the Identifier, not the number) '
             'and ZENDESK_CLIENT_SECRET'
         )
-    if 400 <= status < 500 and error in ('invalid_scope', 'unauthorized_client', 'invalid_request'):
+    if error in ('invalid_scope', 'unauthorized_client', 'invalid_request'):
         raise SetupError(f'Zendesk answered {error}: check the OAuth client, its kind (Confidential) and its scopes')
     if not 200 <= status < 300:
         raise _unexpected(status)

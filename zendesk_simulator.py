@@ -25,13 +25,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 PORT = 3001
 DATABASE = 'zendesk_simulator.db'
@@ -39,6 +38,7 @@ DATABASE = 'zendesk_simulator.db'
 CLIENT_ID = os.environ.get('ZENDESK_CLIENT_ID', 'practice_client')
 CLIENT_SECRET = os.environ.get('ZENDESK_CLIENT_SECRET', 'practice_secret')
 REDIRECT_URI = os.environ.get('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback')
+APP_ORIGIN = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
 
 CODE_LIFETIME = 120  # seconds
 # The bounds that Zendesk sets to the lifetimes it is asked for, and what it takes unasked; all in seconds.
@@ -98,7 +98,7 @@ def answer_consent() -> ResponseReturnValue:
         return problem
     if request.form.get('decision') != 'allow':
         logger.info('Practice Zendesk: the user denied access')
-        return back_to_the_app(error='access_denied', error_description=ERRORS['access_denied'])
+        return refuse_to_the_app('access_denied')
     user = next((user for user in USERS.values() if str(user['id']) == request.form.get('user_id')), None)
     if user is None:
         return invalid_authorization_request('There is no such practice user.')
@@ -336,10 +336,9 @@ def database() -> Iterator[sqlite3.Connection]:
 @app.after_request
 def add_headers(response: Response) -> Response:
     # The consent form's answer redirects to the app, and browsers hold form-action against that, too.
-    app_origin = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
     response.headers['Content-Security-Policy'] = (
         "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
-        f"form-action 'self' {app_origin}"
+        f"form-action 'self' {APP_ORIGIN}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
     response.headers['Referrer-Policy'] = 'no-referrer'
@@ -353,19 +352,23 @@ class QuietHandler(WSGIRequestHandler):
         pass
 
 
+def server(port: int) -> BaseWSGIServer:
+    """Return the server, listening on this machine only."""
+    return make_server('127.0.0.1', port, app, threaded=True, request_handler=QuietHandler)
+
+
 def serve_in_background(port: int = PORT) -> None:
-    """Serve the practice Zendesk on this machine for as long as the process lives."""
-    server = make_server('127.0.0.1', port, app, threaded=True, request_handler=QuietHandler)
-    threading.Thread(target=server.serve_forever, name='practice Zendesk', daemon=True).start()
+    """Serve the practice Zendesk for as long as the process lives."""
+    threading.Thread(target=server(port).serve_forever, name='practice Zendesk', daemon=True).start()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='A practice Zendesk on this machine.')
     parser.add_argument('--port', type=int, default=PORT)
-    port: Any = parser.parse_args().port
+    port = parser.parse_args().port
     logger.info('The practice Zendesk is at http://localhost:{} (client {})', port, CLIENT_ID)
     with contextlib.suppress(KeyboardInterrupt):
-        make_server('127.0.0.1', port, app, threaded=True, request_handler=QuietHandler).serve_forever()
+        server(port).serve_forever()
 
 
 if __name__ == '__main__':
