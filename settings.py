@@ -57,8 +57,8 @@ class Settings:
     client_secret: str = field(repr=False)
     zendesk_url: str
     redirect_uri: str
-    practice_mode: bool = False
-    secret_key: str = field(default='', repr=False)
+    practice_mode: bool
+    secret_key: str = field(repr=False)
 
     @property
     def origin(self) -> str:
@@ -98,10 +98,10 @@ def load_settings(practice_allowed: bool = False) -> Settings:
         problem = str(error)
     except UnicodeDecodeError:
         problem = 'The file .env is not a text file in UTF-8. Save it again with that encoding.'
-    except (OSError, Timeout):
+    except (OSError, Timeout) as error:
         problem = (
-            f"The file {SECRET_KEY_FILE} can't be read or written in the working directory. "
-            'Make the directory writable for the app, or set SECRET_KEY.'
+            f"The file {error.filename or SECRET_KEY_FILE} can't be read or written. Give the app access to it and to "
+            f'the working directory; with SECRET_KEY set, it needs no {SECRET_KEY_FILE}.'
         )
     else:
         return _current
