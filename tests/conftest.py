@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 # The app reads its settings as it is imported; what stands in the environment wins over a developer's own .env.
@@ -35,6 +37,13 @@ NEW_PAIR = {
     'expires_in': 360,
     'refresh_token_expires_in': 604800,
 }
+# Records of users.json: before a refresh, after one, and somebody else's.
+PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
+NEW = {'access_token': 'new-access', 'refresh_token': 'new-refresh'}
+OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
+
+PROJECT = Path(app_module.__file__).parent
+SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
 
 
 def pytest_addoption(parser):
@@ -118,6 +127,32 @@ def log():
     handler = app_module.logger.add(lines.append, level='DEBUG', format='{message}')
     yield lines
     app_module.logger.remove(handler)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """No file can be written any more."""
+
+    def no_space(path, text):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('private_file.write', no_space)
+
+
+def stored() -> dict:
+    """What users.json holds."""
+    return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
+
+
+def store(**records) -> None:
+    Path('users.json').write_text(json.dumps(records))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that finds the project's modules, and no settings but these."""
+    unset = (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
 
 
 def calls_to(zendesk: responses.RequestsMock, url: str) -> int:

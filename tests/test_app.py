@@ -5,26 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
-from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to
+from conftest import NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, store, stored
 from responses.matchers import header_matcher, urlencoded_params_matcher
 
 import app as app_module
-
-
-def stored() -> dict:
-    return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
-
-
-def store(**records) -> None:
-    Path('users.json').write_text(json.dumps(records))
-
-
-PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
-OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
-
 
 # --- Home --- #
 
@@ -382,15 +368,11 @@ def test_a_grant_without_a_refresh_token_works_until_the_next_401(browser, zende
     assert calls_to(zendesk, TOKEN_ENDPOINT) == 1
 
 
-def test_a_full_disk_gets_a_page_and_changes_nothing(browser, zendesk, monkeypatch):
+def test_a_full_disk_gets_a_page_and_changes_nothing(browser, zendesk, full_disk):
     store(alice=PAIR)
     browser.sign_in('alice')
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
 
-    def no_space(path, text):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr('private_file.write', no_space)
     page = browser.grant()
     assert page.status_code == 503
     assert stored() == {'alice': PAIR}

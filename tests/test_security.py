@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import logging
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER
+from conftest import NEW_PAIR, PAIR, SETTINGS, SHOW_SELF, TOKEN_ENDPOINT, USER, environment, store
 from flask import Flask
 
 import app as app_module
 import security
-
-PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
 
 
 @pytest.fixture
@@ -125,7 +121,7 @@ def signed(app: Flask, payload) -> str:
 
 @pytest.mark.parametrize('payload', [[1, 2], 'text', 5, None, {'user_id': ['alice']}, {'user_id': 5}, {'other': 1}])
 def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    store(alice=PAIR)
     browser.set_cookie('zendesk_oauth_session', signed(app, payload))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
@@ -145,14 +141,14 @@ def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
     ],
 )
 def test_a_tampered_session_counts_as_none(app, browser, tamper):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    store(alice=PAIR)
     browser.set_cookie('zendesk_oauth_session', tamper(signed(app, {'user_id': 'alice'})))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
 
 
 def test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypatch):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    store(alice=PAIR)
     with monkeypatch.context() as patch:
         patch.setattr(app, 'secret_key', 'another key')
         forged = signed(app, {'user_id': 'alice'})
@@ -287,8 +283,10 @@ def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
         except AttributeError:
             app.logger.exception('failed')
     """)
-    environment = {**os.environ, 'PYTHONPATH': str(Path(app_module.__file__).parent)}
-    ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=True)
+    settings = {name: os.environ[name] for name in (*SETTINGS, 'SECRET_KEY')}
+    ended = subprocess.run(
+        [sys.executable, program], env=environment(**settings), capture_output=True, text=True, check=True
+    )
     assert 'print(token.missing_attribute)' in ended.stderr
     assert 'canary-token' not in ended.stderr
 

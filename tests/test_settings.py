@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT, environment
 
 import settings as settings_module
 import zendesk_simulator
@@ -22,7 +23,6 @@ GOOD = {
     'REDIRECT_URI': 'http://localhost:3000/zendesk/oauth/callback',
     'SECRET_KEY': 'canary-key',
 }
-PROJECT = Path(settings_module.__file__).parent
 
 
 def test_good_settings_are_taken_as_they_are():
@@ -170,8 +170,9 @@ def test_with_none_of_the_four_practice_mode_fits_the_practice_zendesk():
     assert settings.practice_mode
     assert settings.zendesk_url == f'http://localhost:{zendesk_simulator.PORT}'
     program = 'import zendesk_simulator as z; print(z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI)'
-    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
-    practice_client = subprocess.check_output([sys.executable, '-c', program], cwd=PROJECT, env=environment, text=True)
+    practice_client = subprocess.check_output(
+        [sys.executable, '-c', program], cwd=PROJECT, env=environment(), text=True
+    )
     assert practice_client.split() == [settings.client_id, settings.client_secret, settings.redirect_uri]
 
 
@@ -209,9 +210,8 @@ def test_a_key_file_in_another_encoding_is_a_key_all_the_same(tmp_path, monkeypa
 
 def test_several_processes_agree_on_the_key(tmp_path):
     program = f'import settings; print(settings.read_settings({GOOD | {"SECRET_KEY": ""}}).secret_key)'
-    environment = {**os.environ, 'PYTHONPATH': str(PROJECT)}
     processes = [
-        subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
         for _ in range(4)
     ]
     assert len({process.communicate(timeout=60)[0] for process in processes}) == 1
@@ -226,11 +226,10 @@ def start(tmp_path):
     def start(command=('app.py',), env_file: bytes | None = None, **variables):
         if env_file is not None:
             (tmp_path / '.env').write_bytes(env_file)
-        environment = {name: value for name, value in os.environ.items() if name not in {*GOOD, 'ZENDESK_BASE_URL'}}
         return subprocess.run(
             [sys.executable, *command],
             cwd=tmp_path,
-            env=environment | variables,
+            env=environment(PYTHONPATH='', **variables),
             capture_output=True,
             text=True,
             timeout=60,
@@ -276,6 +275,16 @@ def test_under_another_server_missing_settings_refuse_to_start(start):
     assert ended.returncode == 4
     assert 'ZENDESK_CLIENT_ID is missing' in ended.stderr
     assert 'Traceback' not in ended.stderr
+
+
+def test_a_env_that_can_not_be_read_is_named(monkeypatch, capsys):
+    def refuse(path, encoding):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(settings_module, 'load_dotenv', refuse)
+    with pytest.raises(SystemExit):
+        settings_module.load_settings()
+    assert "/.env can't be read" in capsys.readouterr().err.replace(os.sep, '/')
 
 
 def test_a_key_file_that_can_not_be_used_is_explained(start, tmp_path):

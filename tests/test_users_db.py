@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import environment
 
 import users_db
 from users_db import StoreError, UsersDb
@@ -159,8 +160,7 @@ def test_writers_in_several_processes_lose_nobodys_record(db):
         for number in range(20):
             users_db.UsersDb('users.json').save(f'{{sys.argv[1]}}-{{number}}', {PAIR})
     """
-    environment = {**os.environ, 'PYTHONPATH': str(Path(users_db.__file__).parent)}
-    writers = [subprocess.Popen([sys.executable, '-c', program, str(number)], env=environment) for number in range(4)]
+    writers = [subprocess.Popen([sys.executable, '-c', program, str(number)], env=environment()) for number in range(4)]
     assert [writer.wait(60) for writer in writers] == [0] * 4
     assert len(json.loads(Path('users.json').read_text())) == 80
 
@@ -190,8 +190,7 @@ def test_one_refresh_at_a_time_over_threads_and_processes(db):
         [thread.join() for thread in threads]
         raise SystemExit(len(done) != 4)
     """
-    environment = {**os.environ, 'PYTHONPATH': str(Path(users_db.__file__).parent)}
-    processes = [subprocess.Popen([sys.executable, '-c', program], env=environment) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, '-c', program], env=environment()) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     assert list(Path().iterdir()) == []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html
 import json
-import os
 import re
 import shutil
 import socket
@@ -20,9 +19,8 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
+from conftest import PROJECT, environment
 
-PROJECT = Path(__file__).parent.parent
-SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
 AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
 
 
@@ -39,16 +37,11 @@ class Processes:
 
     def start(self, *command: str, port: int, **variables: str) -> None:
         """Start a server and wait until it listens on the port."""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
-        }
         with (self.folder / 'output.txt').open('ab') as output:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=self.folder,
-                env=environment | variables,
+                env=environment(PYTHONPATH='', **variables),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -501,10 +494,15 @@ def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(
 @pytest.mark.gunicorn
 def test_gunicorn_refuses_to_start_without_settings(processes):
     pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
-    environment = {name: value for name, value in os.environ.items() if name not in (*SETTINGS, 'ZENDESK_BASE_URL')}
     command = [sys.executable, '-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{free_port()}', 'app:app']
     ended = subprocess.run(
-        command, cwd=processes.folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command,
+        cwd=processes.folder,
+        env=environment(PYTHONPATH=''),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == 4
     assert ended.stderr.count('ZENDESK_CLIENT_ID is missing') == 1
