@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-import requests
-import urllib3
 from loguru import logger
 
+import http_client
 from problems import Problem
-from settings import current_settings, is_loopback
+from settings import current_settings
 
 SCOPE = 'users:read'
 ACCESS_TOKEN_LIFETIME = 360  # seconds; Zendesk takes 300 to 172,800
 REFRESH_TOKEN_LIFETIME = 604800  # seconds; Zendesk takes 604,800 to 7,776,000
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 3, 10  # seconds
-MAX_ANSWER = 1024 * 1024  # bytes
 MAX_RETRY_AFTER = 300  # seconds
 
 TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it will stand in a header (RFC 6749, A.12; RFC 6750, 2.1)
@@ -206,41 +203,21 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
     """
     Send one request and return the status and the JSON object of the answer, `{}` where it is something else.
 
-    This is the one place from which the app reaches Zendesk. It follows no redirect, which could carry a token
-    elsewhere, and reads no more than MAX_ANSWER.
+    This is the one place from which the app reaches Zendesk, within the limits of http_client.
 
     Raises:
-        ZendeskError: no answer, too slow or too large a one, or Zendesk failing (5xx, 429).
+        TooSlow, Busy: for the time being.
+        ZendeskError: no answer, or Zendesk failing (5xx).
     """
-    url = current_settings().zendesk_url + path
     try:
-        # A session of its own for each call: no cookie goes from one user to the next.
-        with NoRedirects() as http:
-            http.trust_env = not is_loopback(urlsplit(url).hostname)  # a proxy has no part in talk on this machine
-            response = http.request(
-                method,
-                url,
-                auth=_no_other_credentials,
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            )
-            body = b''
-            for chunk in response.iter_content(64 * 1024):
-                body += chunk
-                if len(body) > MAX_ANSWER:
-                    raise ZendeskError(f'Zendesk answered with more than {MAX_ANSWER} bytes')
-    except requests.Timeout as error:
-        raise TooSlow(f'No answer from Zendesk in time ({type(error).__name__}). Nothing to do but wait') from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: no HTTP at all
-        raise ZendeskError(
-            f'No answer from Zendesk ({type(error).__name__}): check the network and ZENDESK_SUBDOMAIN'
-        ) from error
+        status, headers, body = http_client.send(method, current_settings().zendesk_url + path, **kwargs)
+    except TimeoutError as error:
+        raise TooSlow(f'{error}. Nothing to do but wait') from error
+    except ConnectionError as error:
+        raise ZendeskError(str(error)) from error
 
-    status = response.status_code
     if status in (429, 503):
-        raise Busy(f'Zendesk answered {status}: too many requests, or maintenance', _retry_after(response))
+        raise Busy(f'Zendesk answered {status}: too many requests, or maintenance', _retry_after(headers))
     if status >= 500:
         raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
     try:
@@ -250,25 +227,9 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
     return status, data if isinstance(data, dict) else {}
 
 
-class NoRedirects(requests.Session):
-    """
-    A session that takes a redirect for an ordinary answer.
-
-    With `allow_redirects=False` alone, requests would still parse the address, and read the whole body, of any size.
-    """
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
-def _no_other_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave the request as it is; without an `auth` of ours, requests would send a password from ~/.netrc."""
-    return request
-
-
-def _retry_after(response: requests.Response) -> int:
+def _retry_after(headers: Mapping[str, str]) -> int:
     """Return the seconds to wait, within bounds, whatever Zendesk's header says."""
-    header = response.headers.get('Retry-After', '')
+    header = headers.get('Retry-After', '')
     seconds = int(header) if re.fullmatch('[0-9]{1,9}', header) else 30
     return min(max(seconds, 1), MAX_RETRY_AFTER)
 

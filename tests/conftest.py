@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -153,6 +154,11 @@ def environment(**variables: str) -> dict[str, str]:
     unset = (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
+
+
+def listening() -> socket.socket:
+    """Return a socket that listens on a free port of this machine."""
+    return socket.create_server(('127.0.0.1', 0))
 
 
 def calls_to(zendesk: responses.RequestsMock, url: str) -> int:

@@ -1,0 +1,175 @@
+"""One HTTP call and its limits, against servers that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+from conftest import listening
+
+import http_client
+
+HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n'
+
+
+@pytest.fixture
+def serve():
+    """Return a function that starts a server; it sends each caller the given pieces, and then keeps the line open."""
+    over = threading.Event()
+    threads = []
+
+    def start(*pieces: bytes, pause: float = 0, then_close: bool = False, tls: ssl.SSLContext | None = None) -> str:
+        listener = listening()
+
+        def answer():
+            connection, _ = listener.accept()
+            # A caller who leaves, or distrusts the certificate, is no concern of the server's.
+            with (
+                listener,
+                contextlib.suppress(OSError),
+                connection if tls is None else tls.wrap_socket(connection, server_side=True) as line,
+            ):
+                line.recv(65536)
+                for piece in pieces:
+                    line.sendall(piece)
+                    if over.wait(pause):
+                        return
+                if not then_close:
+                    over.wait(30)
+
+        threads.append(threading.Thread(target=answer))
+        threads[-1].start()
+        return f'{"https" if tls else "http"}://localhost:{listener.getsockname()[1]}/'
+
+    yield start
+    over.set()
+    for thread in threads:
+        thread.join(30)
+
+
+def single_bytes(text: bytes) -> list[bytes]:
+    return [bytes([byte]) for byte in text]
+
+
+@pytest.mark.parametrize(
+    ('pieces', 'pause'),
+    [
+        pytest.param([], 0, id='never answers'),
+        pytest.param([HEAD[:20]], 0, id='stops in the headers'),
+        pytest.param([HEAD + b'{'], 0, id='stops in the body'),
+        pytest.param(single_bytes(b'HTTP/1.1 200 OK\r\nX: ' + b'y' * 1000), 0.02, id='a header byte now and then'),
+        pytest.param([HEAD, *single_bytes(b'x' * 1000)], 0.02, id='a body byte now and then'),
+        pytest.param([b'HTTP/1.1 100 Continue\r\n\r\n'] * 1000, 0.02, id='on and on with 100 Continue'),
+        pytest.param(
+            [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', *[b'1\r\nx\r\n'] * 1000], 0.02, id='chunks'
+        ),
+    ],
+)
+def test_the_time_limit_is_one_for_the_whole_call(serve, monkeypatch, pieces, pause):
+    monkeypatch.setattr(http_client, 'CALL_TIMEOUT', 0.3)
+    before = time.monotonic()
+    with pytest.raises(TimeoutError):
+        http_client.send('GET', serve(*pieces, pause=pause))
+    assert time.monotonic() - before < 10  # the servers above go on for 20 seconds and more
+
+
+@pytest.mark.parametrize(
+    'pieces',
+    [
+        pytest.param([], id='nothing'),
+        pytest.param([HEAD + b'{'], id='half a body'),
+        pytest.param([b'SSH-2.0-OpenSSH_9.2\r\n'], id='no HTTP'),
+        pytest.param([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'], id='no chunk'),
+        pytest.param([b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip'], id='no gzip'),
+        pytest.param([b'HTTP/1.1 200 OK\r\n' + b'X: y\r\n' * 1000 + b'\r\n'], id='a thousand headers'),
+        pytest.param([b'HTTP/1.1 200 OK\r\n\r\n' + b'x' * (1024 * 1024 + 1)], id='more than 1 MiB'),
+    ],
+)
+def test_an_answer_that_is_none_is_a_connection_error(serve, pieces):
+    with pytest.raises(ConnectionError):
+        http_client.send('GET', serve(*pieces, then_close=True))
+
+
+def test_a_slow_answer_within_the_limit_is_taken(serve):
+    pieces = single_bytes(b'HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}')
+    answer = http_client.send('GET', serve(*pieces, pause=0.002))
+    assert (answer.status, answer.body, answer.headers['content-length']) == (201, b'{}', '2')
+
+
+def test_an_answer_of_just_the_allowed_size_is_taken(serve):
+    body = b'x' * http_client.MAX_ANSWER
+    assert http_client.send('GET', serve(b'HTTP/1.1 200 OK\r\n\r\n' + body, then_close=True)).body == body
+
+
+def test_nobody_listening_is_a_connection_error():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        with pytest.raises(ConnectionError, match='check the network'):
+            http_client.send('GET', f'http://127.0.0.1:{taken.getsockname()[1]}/')
+
+
+def test_no_tls_where_it_should_be_is_told_as_a_matter_of_the_certificate(serve):
+    address = serve(b'HTTP/1.1 400 Bad Request\r\n\r\n', then_close=True).replace('http://', 'https://')
+    with pytest.raises(ConnectionError, match='REQUESTS_CA_BUNDLE'):
+        http_client.send('GET', address)
+
+
+@pytest.fixture
+def authority():
+    """A certificate authority that nobody knows yet."""
+    trustme = pytest.importorskip('trustme', reason='trustme is not installed: pip install -r requirements-dev.txt')
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('localhost').configure_cert(context)
+    return context
+
+
+def test_a_certificate_of_an_unknown_authority_is_not_trusted(serve, tls):
+    with pytest.raises(ConnectionError, match='not one to be trusted'):
+        http_client.send('GET', serve(b'HTTP/1.1 204 No Content\r\n\r\n', tls=tls))
+
+
+def test_over_tls_the_time_limit_is_one_for_the_whole_call_too(serve, tls, authority, monkeypatch, tmp_path):
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'authority.pem'))
+    assert http_client.send('GET', serve(b'HTTP/1.1 204 No Content\r\n\r\n', tls=tls)).status == 204
+    monkeypatch.setattr(http_client, 'CALL_TIMEOUT', 0.5)
+    before = time.monotonic()
+    with pytest.raises(TimeoutError):
+        http_client.send('GET', serve(HEAD, *single_bytes(b'x' * 1000), pause=0.02, tls=tls))
+    assert time.monotonic() - before < 10
+
+
+def test_a_missing_ca_bundle_is_a_connection_error(monkeypatch):
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/no/such/file')
+    with pytest.raises(ConnectionError):
+        http_client.send('GET', 'https://localhost:1/')
+
+
+def test_mutilated_headers_are_not_quoted_in_the_log(serve, capfd, caplog):
+    mutilated = b'HTTP/1.1 200 OK\r\n{"access_token": "canary"}\r\nX: y\r\n\r\n'
+    with caplog.at_level(logging.DEBUG):
+        http_client.send('GET', serve(mutilated, then_close=True))
+    assert 'canary' not in caplog.text + ''.join(capfd.readouterr())
+
+
+def test_a_proxy_has_no_part_in_talk_on_this_machine(serve, monkeypatch):
+    monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:1')
+    monkeypatch.setenv('NO_PROXY', '')
+    assert http_client.send('GET', serve(b'HTTP/1.1 204 No Content\r\n\r\n', then_close=True)).status == 204
+
+
+def test_elsewhere_the_proxy_of_the_environment_is_asked(monkeypatch):
+    monkeypatch.setenv('HTTPS_PROXY', 'http://127.0.0.1:1')
+    monkeypatch.setenv('NO_PROXY', '')
+    with pytest.raises(ConnectionError, match='HTTPS_PROXY'):
+        http_client.send('GET', 'https://zendesk.example/')
