@@ -27,8 +27,9 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
     Trade a refresh token for a new pair, store it, and return it.
 
     Zendesk deletes both old tokens as it issues the new ones
-    (https://developer.zendesk.com/api-reference/ticketing/oauth/grant_type_tokens/), so two refreshes at once would
-    cost the user the grant. Therefore: lock, look again, and only then refresh.
+    (https://developer.zendesk.com/api-reference/ticketing/oauth/grant_type_tokens/), so two refreshes at once, or a
+    new pair that can't be stored, would cost the user the grant. Therefore: lock, look again, try the disk, and only
+    then refresh.
 
     Returns:
         The stored pair (`access_token`, `refresh_token`), or `{'error': 'invalid_refresh_token'}` when the user has
@@ -50,6 +51,7 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
             logger.info('Another request has refreshed the tokens meanwhile: using those')
             return stored
 
+        db.rehearse()
         logger.info('Trading the refresh token for a new pair of tokens')
         new_tokens: dict[str, Any] | None
         try:

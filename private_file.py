@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -13,30 +12,33 @@ def write(path: str, text: str) -> None:
     Replace the file at `path` with `text` (UTF-8), whole or not at all, readable by its owner only.
 
     A reader sees the old file or the new one, because a rename within a folder is atomic; `fsync` puts the new one on
-    the disk before the old one goes.
+    the disk before the old one goes. The temporary file always has the same name, so that the next write clears away
+    what a killed one has left behind. For that the caller must hold a lock: one writer at a time.
 
     Raises:
         OSError: the disk is full, or the folder is not writable. The old file is untouched.
     """
-    target = Path(path)
-    # mkstemp creates the file with mode 0600: there is no moment at which others could open it.
-    descriptor, temporary = tempfile.mkstemp(prefix=f'{target.name}.', suffix='.tmp', dir=target.parent)
+    target = Path(path).resolve()  # where the path is a link, the file that it leads to is replaced
+    temporary = target.with_name(f'{target.name}.tmp')
     try:
+        temporary.unlink(missing_ok=True)
+        # Created with mode 0600: there is no moment at which others could open it.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
     _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the rename itself on the disk, where the system can (Windows can not)."""
-    if os.name == 'posix':
+    """Put the rename itself on the disk, where the system can (Windows and some network disks can not)."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

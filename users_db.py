@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from loguru import logger
 
 import private_file
 from problems import Problem
 
 WRITE_TIMEOUT = 10  # seconds to wait for another write
-REFRESH_TIMEOUT = 20  # seconds to wait for another refresh of the same user's tokens
+REFRESH_TIMEOUT = 20  # seconds to wait for another refresh of the same user's tokens; one takes 14 at most
+EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
+CLOCK_TICK = 0.1  # seconds; two changes of a file that are further apart have different times
+GRACE = 24 * 3600  # seconds that a record outlives its refresh token: clocks differ
 
 Record = dict[str, Any]
 
@@ -29,25 +33,40 @@ class StoreError(Problem):
     advice = 'Nothing is lost. Please try again in a moment; whoever runs the app finds the reason in its log.'
 
 
+class _NotJson(Exception):
+    """The file is not one that the app could have written."""
+
+
 class UsersDb:
     """
     The records in the JSON file at `path`: user id to record, a record being at least
     `{'access_token': str, 'refresh_token': str}`.
 
-    Each method reads the file anew, so an edit by hand counts at once. Those that write hold a lock from the reading
-    to the writing, so that nobody's record is lost between two writers. All raise StoreError.
+    A record goes some time after its `refresh_token_expires_at` (seconds since 1970); without one it stays. An edit by
+    hand counts at once. Those that write hold a lock from the reading to the writing, so that nobody's record is lost
+    between two writers. A file that is no store is set aside, under another name. All methods raise StoreError.
     """
+
+    _last_read: tuple[tuple[int, ...], dict[str, Any]] = (), {}  # a version of a file, and what it held
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def find(self, user_id: str) -> Record | None:
         """Return the user's record, or None where there is none that could be used."""
-        return _usable(self._read().get(user_id))
+        record = _usable(self._current().get(user_id))
+        return None if record is None else dict(record)
 
     def save(self, user_id: str, record: Record) -> None:
-        """Set the user's record."""
+        """Set the user's record; and clear away dead ones, and the locks of processes that were killed."""
+        target = Path(self.path)
+        for leftover in target.parent.glob(f'{target.name}.*.lock'):
+            with contextlib.suppress(StoreError), _locked(str(leftover), timeout=0, unlink=True):
+                pass
         with self._changing() as records:
+            now = time.time()
+            for dead in [user_id for user_id, record in records.items() if _is_dead(record, now)]:
+                del records[dead]
             records[user_id] = record
 
     def remove(self, user_id: str) -> None:
@@ -71,22 +90,21 @@ class UsersDb:
                 records[user_id] = record
             return record
 
+    def rehearse(self) -> None:
+        """Write the file as it is: what can not be written is better known before Zendesk deletes the old tokens."""
+        with self._changing(rehearsal=True):
+            pass
+
     @contextlib.contextmanager
     def refreshing(self, user_id: str) -> Iterator[None]:
         """
         Let one refresh of this user's tokens happen at a time, over all threads and processes on this machine.
 
-        The system gives the lock back when its holder dies. The file is unlinked while the lock is still held, so that
-        no lock files pile up: filelock (4 and newer) notices that it has locked a file without a name, and takes the
-        new one.
+        The system gives the lock back when its holder dies.
         """
         path = f'{self.path}.{hashlib.sha256(user_id.encode()).hexdigest()[:32]}.lock'
-        with _locked(path, REFRESH_TIMEOUT):
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # Windows does not unlink an open file
-                    Path(path).unlink()
+        with _locked(path, REFRESH_TIMEOUT, unlink=True):
+            yield
 
     def first_use(self, key: str, seconds: int) -> bool:
         """
@@ -109,6 +127,28 @@ class UsersDb:
             raise StoreError(f"{folder} can't be written: {error.strerror}") from error
         return True
 
+    def _current(self) -> dict[str, Any]:
+        """Return the records, not to be changed. As long as the file is the same one, it is not read again."""
+        try:
+            now, status = time.time(), Path(self.path).stat()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be read: {error.strerror}") from error
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        last_version, last_records = UsersDb._last_read
+        if last_version == version:
+            return last_records
+        try:
+            records = self._read()
+        except _NotJson:
+            with _locked(f'{self.path}.lock', WRITE_TIMEOUT):
+                return self._read_or_set_aside()
+        # Right after a change, another one could still leave the file with the same times and size.
+        if max(status.st_mtime, status.st_ctime) < now - CLOCK_TICK:
+            UsersDb._last_read = version, records
+        return records
+
     def _read(self) -> dict[str, Any]:
         try:
             records = json.loads(Path(self.path).read_text(encoding='utf-8-sig'))
@@ -117,19 +157,44 @@ class UsersDb:
         except OSError as error:
             raise StoreError(f"{self.path} can't be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise StoreError(f'{self.path} is not JSON: mend it, or move it away to start anew') from error
+            raise _NotJson from error
         if not isinstance(records, dict):
-            raise StoreError(f'{self.path} is not a JSON object: mend it, or move it away to start anew')
+            raise _NotJson
         return records
 
+    def _read_or_set_aside(self) -> dict[str, Any]:
+        """Return the records; a file that is no store goes out of the way, unless somebody is just writing it."""
+        deadline = time.monotonic() + EDIT_TIMEOUT
+        while True:
+            try:
+                return self._read()
+            except _NotJson:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+        aside = f'{self.path}.unreadable-{time.time_ns()}'
+        try:
+            Path(self.path).chmod(0o600)
+            Path(self.path).rename(aside)
+        except OSError as error:
+            raise StoreError(f"{self.path} is not JSON, and can't be moved away: {error.strerror}") from error
+        logger.error(
+            '{} is not a JSON object any more, so it is now called {}. Mend it and call it {} again, '
+            'or everybody in it has to grant access anew',
+            self.path,
+            aside,
+            self.path,
+        )
+        return {}
+
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[dict[str, Any]]:
+    def _changing(self, rehearsal: bool = False) -> Iterator[dict[str, Any]]:
         """Lend the records for a change, and write them if there was one."""
         with _locked(f'{self.path}.lock', WRITE_TIMEOUT):
-            records = self._read()
+            records = self._read_or_set_aside()
             before = dict(records)
             yield records
-            if records != before:
+            if rehearsal or records != before:
                 try:
                     private_file.write(self.path, json.dumps(records, sort_keys=True, indent=2) + '\n')
                 except OSError as error:
@@ -137,15 +202,26 @@ class UsersDb:
 
 
 @contextlib.contextmanager
-def _locked(path: str, timeout: float) -> Iterator[None]:
+def _locked(path: str, timeout: float, unlink: bool = False) -> Iterator[None]:
+    """
+    Hold the lock file at `path`; wait for it up to `timeout` seconds.
+
+    With `unlink` the file goes while the lock is still held, so that no lock files pile up: filelock (4 and newer)
+    notices that it has locked a file without a name, and takes the new one.
+    """
     lock = FileLock(path, timeout=timeout, mode=0o600)
     try:
         lock.acquire()
-    except (OSError, Timeout) as error:
-        raise StoreError(f"the lock {path} can't be had: {type(error).__name__}") from error
+    except Timeout as error:
+        raise StoreError(f'the lock {path} is still held after {timeout} s. Nothing to do but try again') from error
+    except OSError as error:
+        raise StoreError(f"the lock {path} can't be had: {error.strerror}. Check the folder's permissions") from error
     try:
         yield
     finally:
+        if unlink:
+            with contextlib.suppress(OSError):  # Windows does not unlink an open file
+                Path(path).unlink()
         lock.release()
 
 
@@ -153,3 +229,8 @@ def _usable(record: Any) -> Record | None:
     """Return the record if it is one: somebody may have edited it by hand."""
     tokens = ('access_token', 'refresh_token')
     return record if isinstance(record, dict) and all(isinstance(record.get(name), str) for name in tokens) else None
+
+
+def _is_dead(record: Any, now: float) -> bool:
+    expires_at = record.get('refresh_token_expires_at') if isinstance(record, dict) else None
+    return isinstance(expires_at, (int, float)) and expires_at + GRACE < now

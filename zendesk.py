@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,7 +95,8 @@ def exchange_code(code: str, code_verifier: str) -> dict[str, Any]:
     Trade an authorization code for an access and a refresh token (RFC 6749, section 4.1.3; RFC 7636, section 4.5).
 
     Returns:
-        `access_token` and `refresh_token`; the second is absent where Zendesk sent none.
+        `access_token`; and, where Zendesk sent one, `refresh_token` with its `refresh_token_expires_at` (seconds since
+        1970, None if Zendesk does not tell).
 
     Raises:
         InvalidGrant: the code is spent, older than 120 seconds, or does not belong to this request.
@@ -182,9 +184,10 @@ def _request_tokens(**grant: str) -> dict[str, Any]:
     if not 200 <= status < 300:
         raise _unexpected(status)
 
-    tokens = {'access_token': _token(data, 'access_token')}
+    tokens: dict[str, Any] = {'access_token': _token(data, 'access_token')}
     if 'refresh_token' in data:  # an old client without expiration gets none
         tokens['refresh_token'] = _token(data, 'refresh_token')
+        tokens['refresh_token_expires_at'] = _expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
     if data.get('scope', SCOPE) != SCOPE:
@@ -197,6 +200,11 @@ def _token(data: dict[str, Any], name: str) -> str:
     if not isinstance(token, str) or not TOKEN.fullmatch(token):
         raise ZendeskError(f'Zendesk answered without a usable {name}')
     return token
+
+
+def _expiry(lifetime: Any) -> int | None:
+    """Return the time after so many seconds. Nonsense counts as nothing: the tokens beside it are good all the same."""
+    return int(time.time()) + lifetime if type(lifetime) is int and 0 < lifetime < 10**9 else None
 
 
 def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:

@@ -140,9 +140,18 @@ def full_disk(monkeypatch):
     monkeypatch.setattr('private_file.write', no_space)
 
 
-def stored() -> dict:
+def records() -> dict:
     """What users.json holds."""
     return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
+
+
+def stored() -> dict[str, dict[str, str]]:
+    """Who holds which tokens, according to users.json."""
+    return {user_id: tokens(record) for user_id, record in records().items()}
+
+
+def tokens(record: dict) -> dict[str, str]:
+    return {name: value for name, value in record.items() if name in ('access_token', 'refresh_token')}
 
 
 def store(**records) -> None:

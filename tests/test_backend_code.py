@@ -7,7 +7,20 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import NEW, NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, store, stored
+from conftest import (
+    NEW,
+    NEW_PAIR,
+    OTHER,
+    PAIR,
+    SHOW_SELF,
+    TOKEN_ENDPOINT,
+    USER,
+    calls_to,
+    records,
+    store,
+    stored,
+    tokens,
+)
 from flask import session
 
 import backend_code
@@ -53,13 +66,37 @@ def test_the_file_can_be_put_elsewhere(signed_in, monkeypatch, tmp_path):
 
 def test_a_refresh_returns_and_stores_the_new_pair(signed_in, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, status=201)
-    assert backend_code.refresh_tokens('old-refresh') == NEW
+    assert tokens(backend_code.refresh_tokens('old-refresh')) == NEW
     assert stored() == {'alice': NEW, 'bob': OTHER}
 
 
-def test_a_new_pair_is_on_disk_before_it_is_returned(signed_in, zendesk, full_disk):
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+@pytest.mark.parametrize('lifetime', [None, '604800', -5, 0, 1.5, True, [], 10**12])
+def test_a_new_pair_is_taken_whatever_is_said_of_its_lifetime(signed_in, zendesk, lifetime):
+    store(alice={**PAIR, 'refresh_token_expires_at': 5})
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'refresh_token_expires_in': lifetime})
+    backend_code.refresh_tokens('old-refresh')
+    # The old token's time is not the new one's.
+    assert records() == {'alice': {**NEW, 'refresh_token_expires_at': None}}
+
+
+def test_the_lifetime_of_a_refresh_token_is_stored_with_it(signed_in, zendesk, clock):
+    clock.now = 1_800_000_000.7
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'refresh_token_expires_in': 604800})
+    backend_code.refresh_tokens('old-refresh')
+    assert records()['alice'] == {**NEW, 'refresh_token_expires_at': 1_800_604_800}
+
+
+def test_where_a_new_pair_could_not_be_stored_none_is_asked_for(signed_in, zendesk, full_disk):
     with pytest.raises(StoreError, match='No space left'):
+        backend_code.refresh_tokens('old-refresh')
+    assert stored() == {'alice': PAIR, 'bob': OTHER}
+    assert not zendesk.calls
+
+
+def test_a_new_pair_is_on_disk_before_it_is_returned(signed_in, zendesk, monkeypatch):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    monkeypatch.setattr('users_db.UsersDb.replace', lambda *args: raise_(StoreError('disk full')))
+    with pytest.raises(StoreError, match='disk full'):
         backend_code.refresh_tokens('old-refresh')
 
 
@@ -188,7 +225,7 @@ def test_nobody_waits_for_somebody_elses_refresh(app, zendesk):
     def refresh_as(user):
         with app.test_request_context():
             session['user_id'] = user
-            return backend_code.refresh_tokens('old-refresh')
+            return tokens(backend_code.refresh_tokens('old-refresh'))
 
     with ThreadPoolExecutor(len(users)) as pool:
         assert list(pool.map(refresh_as, users)) == [NEW] * len(users)

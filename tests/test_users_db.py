@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,18 +104,178 @@ def test_a_bad_record_costs_one_user_at_most(db, record):
     assert (db.find('alice'), db.find('bob')) == (NEW, PAIR)
 
 
-@pytest.mark.parametrize('content', [b'', b'{"alice": {', b'\xff\xfe\x00', b'[]', b'null', b'[' * 200_000])
-def test_a_file_that_is_no_store_is_never_overwritten(db, content):
+# What may have become of the file: nothing but a JSON object is a store.
+NO_STORE = [b'', b'{"alice": {', b'\xff\xfe\x00', b'[]', b'null', b'[' * 200_000, b'{"alice": 1' + b'1' * 5000 + b'}']
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(users_db, 'EDIT_TIMEOUT', 0.05)
+
+
+def set_aside() -> list[Path]:
+    return list(Path().glob('users.json.unreadable-*'))
+
+
+@pytest.mark.parametrize('content', NO_STORE)
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda db: db.find('alice'),
+        lambda db: db.remove('alice'),
+        lambda db: db.replace('alice', 'r', NEW),
+        lambda db: db.rehearse(),
+        lambda db: db.save('alice', NEW),
+    ],
+)
+def test_a_file_that_is_no_store_is_set_aside_loudly(db, impatient, log, content, use):
     Path('users.json').write_bytes(content)
-    for use in (
-        db.find,
-        db.remove,
-        lambda user_id: db.save(user_id, PAIR),
-        lambda user_id: db.replace(user_id, 'r', NEW),
-    ):
-        with pytest.raises(StoreError, match=r'users\.json is not'):
+    Path('users.json').chmod(0o644)
+    assert use(db) is None
+    [aside] = set_aside()
+    assert aside.read_bytes() == content
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600 or os.name != 'posix'
+    assert str(aside) in log[0]
+    assert 'ERROR' in log[0].record['level'].name
+    # From then on it is as in a new folder.
+    db.save('bob', PAIR)
+    assert db.find('bob') == PAIR
+    assert set_aside() == [aside]
+    assert len(log) == 1
+
+
+def test_each_unreadable_file_gets_a_name_of_its_own(db, impatient):
+    for number in range(3):
+        Path('users.json').write_text(f'broken {number}')
+        assert db.find('alice') is None
+    assert sorted(path.read_text() for path in set_aside()) == ['broken 0', 'broken 1', 'broken 2']
+
+
+@pytest.mark.parametrize('use', [lambda db: db.find('alice'), lambda db: db.replace('alice', 'r', NEW)])
+def test_a_file_that_somebody_is_just_saving_is_waited_for(db, monkeypatch, use):
+    """An editor that writes in place: the file is empty, then half of it is there, then all."""
+    content = json.dumps({'alice': PAIR, 'bob': PAIR})
+    file = Path('users.json').open('w')  # noqa: SIM115 - it is closed while the app waits
+    steps = [lambda: (file.write(content[:20]), file.flush()), lambda: (file.write(content[20:]), file.close())]
+    monkeypatch.setattr(time, 'sleep', lambda seconds: steps.pop(0)())
+    assert use(db) in (PAIR, NEW)
+    assert db.find('bob') == PAIR
+    assert set_aside() == []
+
+
+def test_a_file_that_can_not_be_set_aside_stays_and_is_an_error(db, impatient, monkeypatch):
+    Path('users.json').write_text('broken')
+
+    def refuse(self, target):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(Path, 'rename', refuse)
+    for use in (db.find, db.remove):
+        with pytest.raises(StoreError, match='Permission denied'):
             use('alice')
-    assert Path('users.json').read_bytes() == content
+    assert Path('users.json').read_text() == 'broken'
+
+
+# --- Reading --- #
+
+
+@pytest.fixture
+def parsed(monkeypatch) -> list[str]:
+    """What is parsed as JSON from now on."""
+    texts, loads = [], json.loads
+    monkeypatch.setattr('users_db.json.loads', lambda text: texts.append(text) or loads(text))
+    return texts
+
+
+def test_a_file_that_has_not_changed_is_read_once(db, parsed):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    let_some_time_pass()
+    for _ in range(100):
+        assert UsersDb('users.json').find('alice') == PAIR
+    assert len(parsed) == 1
+
+
+def test_a_change_that_leaves_time_and_size_as_they_were_is_seen(db):
+    """In the same tick of the file system's clock, in place: what an edit of one digit by a quick script looks like."""
+    for number in range(100, 300):
+        record = {'access_token': str(number), 'refresh_token': 'r'}
+        Path('users.json').write_text(json.dumps({'alice': record}))
+        os.utime('users.json', (0, 0))
+        assert db.find('alice') == record
+
+
+def test_a_change_is_seen_after_a_long_time_without_one(db):
+    for record in (PAIR, {'access_token': 'b', 'refresh_token': 's'}, NEW):
+        Path('users.json').write_text(json.dumps({'alice': record}))
+        let_some_time_pass()
+        assert db.find('alice') == record
+        assert db.find('alice') == record
+    Path('users.json').unlink()
+    assert db.find('alice') is None
+
+
+def test_a_store_somewhere_else_is_another_one(db, tmp_path):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    let_some_time_pass()
+    assert db.find('alice') == PAIR
+    assert UsersDb('others.json').find('alice') is None
+    assert db.find('alice') == PAIR
+
+
+def test_a_record_that_was_found_is_nobody_elses(db):
+    Path('users.json').write_text(json.dumps({'alice': PAIR}))
+    let_some_time_pass()
+    db.find('alice')['access_token'] = 'changed'
+    assert db.find('alice') == PAIR
+
+
+def let_some_time_pass() -> None:
+    """Put the last change of the file far enough back for it to be over. (Not its ctime: that takes real time.)"""
+    time.sleep(2 * users_db.CLOCK_TICK)
+
+
+# --- Records whose refresh token has died --- #
+
+
+def test_a_new_grant_clears_away_the_records_whose_refresh_token_has_died(db, clock):
+    week = 7 * 24 * 3600
+    db.save('alice', {**PAIR, 'refresh_token_expires_at': clock.now + week})
+    db.save('bob', {**PAIR, 'refresh_token_expires_at': clock.now + 2 * week})
+    db.save('carol', {**PAIR, 'refresh_token_expires_at': None})
+    db.save('dave', PAIR)
+    clock.advance(week + users_db.GRACE - 1)
+    db.save('erin', PAIR)
+    assert set(json.loads(Path('users.json').read_text())) == {'alice', 'bob', 'carol', 'dave', 'erin'}
+    clock.advance(2)
+    db.save('frank', PAIR)
+    assert set(json.loads(Path('users.json').read_text())) == {'bob', 'carol', 'dave', 'erin', 'frank'}
+
+
+def test_a_refresh_clears_away_nothing_not_even_its_own_record(db):
+    """Zendesk decides when a token has died; a clock that is wrong must not cost a pair that it has just issued."""
+    dead = {**PAIR, 'refresh_token_expires_at': 5}
+    Path('users.json').write_text(json.dumps({'alice': dead, 'bob': dead}))
+    db.rehearse()
+    assert db.replace('alice', 'r', NEW) == NEW
+    assert json.loads(Path('users.json').read_text()) == {'alice': NEW, 'bob': dead}
+
+
+@pytest.mark.parametrize('expires_at', ['5', None, [], {}, float('nan')])
+def test_a_record_with_a_nonsensical_time_stays(db, expires_at):
+    Path('users.json').write_text(json.dumps({'alice': {**PAIR, 'refresh_token_expires_at': expires_at}, 'bob': 5}))
+    db.save('carol', PAIR)
+    assert set(json.loads(Path('users.json').read_text())) == {'alice', 'bob', 'carol'}
+
+
+# --- Writing --- #
+
+
+def test_a_rehearsal_writes_the_same_again(db, monkeypatch):
+    db.save('alice', PAIR)
+    before = Path('users.json').stat().st_mtime_ns, Path('users.json').read_text()
+    db.rehearse()
+    assert Path('users.json').stat().st_mtime_ns > before[0]
+    assert Path('users.json').read_text() == before[1]
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='file modes are a matter of POSIX systems')
@@ -131,7 +292,7 @@ def test_all_that_is_written_is_private_whatever_the_umask(db):
         os.umask(before)
     assert modes.pop(Path('users.json.used')) == 0o700
     assert set(modes.values()) == {0o600}
-    assert len(modes) == 4
+    assert len(modes) == 4  # users.json, its two locks, and the key's marker
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(db, monkeypatch):
@@ -168,7 +329,7 @@ def test_writers_in_several_processes_lose_nobodys_record(db):
 def test_a_lock_that_can_not_be_had_is_an_error_after_a_while(db, monkeypatch):
     monkeypatch.setattr(users_db, 'REFRESH_TIMEOUT', 0.1)
     with db.refreshing('alice'):
-        with pytest.raises(StoreError, match='Timeout'), db.refreshing('alice'):
+        with pytest.raises(StoreError, match='still held'), db.refreshing('alice'):
             pass
         with db.refreshing('bob'):
             pass
@@ -203,6 +364,41 @@ def test_refreshes_leave_no_files_behind(db):
     with ThreadPoolExecutor(20) as pool:
         assert list(pool.map(refresh, range(100))) == list(range(100))
     assert list(Path().iterdir()) == []
+
+
+def test_a_grant_clears_away_the_locks_of_killed_refreshes_and_no_others(db):
+    program = """if True:
+        import os, signal, sys, users_db
+        with users_db.UsersDb('users.json').refreshing(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    for user_id in ('alice', 'bob'):
+        subprocess.run([sys.executable, '-c', program, user_id], env=environment(), check=False)
+    assert len(locks()) == 2
+    with db.refreshing('alice'):  # which does not wait for the dead
+        db.save('carol', PAIR)
+        [held] = locks()
+        db.save('carol', NEW)
+        assert locks() == [held]
+    assert locks() == []
+
+
+def locks() -> list[Path]:
+    return list(Path().glob('users.json.?*.lock'))
+
+
+def test_what_a_killed_writer_has_left_behind_goes_with_the_next_write(db):
+    program = f"""if True:
+        import os, signal, users_db
+        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+        users_db.UsersDb('users.json').save('bob', {PAIR})
+    """
+    db.save('alice', PAIR)
+    subprocess.run([sys.executable, '-c', program], env=environment(), check=False)
+    assert len(files()) == 2
+    assert db.find('alice') == PAIR
+    db.save('bob', NEW)
+    assert files() == ['users.json']
 
 
 def test_a_key_is_used_once_even_by_many_at_once(db):
