@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -195,12 +196,28 @@ def test_a_file_that_has_not_changed_is_read_once(db, parsed):
     assert len(parsed) == 1
 
 
-def test_a_change_that_leaves_time_and_size_as_they_were_is_seen(db):
-    """In the same tick of the file system's clock, in place: what an edit of one digit by a quick script looks like."""
+def test_a_change_that_leaves_times_and_size_as_they_were_is_seen(db, monkeypatch):
+    """A file system's clock may tick only every few milliseconds, and a quick script edits a digit in between."""
+    real_stat, tick = Path.stat, int(users_db.CLOCK_TICK * 10**9 / 2)
+
+    def coarse_stat(path, **kwargs):
+        status = real_stat(path, **kwargs)
+        ctime = status.st_ctime_ns // tick * tick
+        return types.SimpleNamespace(
+            st_dev=status.st_dev,
+            st_ino=status.st_ino,
+            st_size=status.st_size,
+            st_mtime=0,  # such as a copy that keeps the times has
+            st_mtime_ns=0,
+            st_ctime=ctime / 10**9,
+            st_ctime_ns=ctime,
+        )
+
+    monkeypatch.setattr(Path, 'stat', coarse_stat)
     for number in range(100, 300):
         record = {'access_token': str(number), 'refresh_token': 'r'}
-        Path('users.json').write_text(json.dumps({'alice': record}))
-        os.utime('users.json', (0, 0))
+        with Path('users.json').open('w') as file:
+            json.dump({'alice': record}, file)
         assert db.find('alice') == record
 
 
