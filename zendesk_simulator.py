@@ -8,6 +8,8 @@ It shows a consent page where one picks a practice user, issues codes and tokens
 working directory, so a restart changes nothing. The one client it knows is the practice client below, or the one in the
 environment variables ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and REDIRECT_URI.
 
+simulator_script.py lets it fail on purpose, and tells which calls it got.
+
 It knows nothing of the app, and imports nothing from it. Where Zendesk's documentation is silent, a comment says so.
 """
 
@@ -31,6 +33,8 @@ from flask import Flask, Response, jsonify, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+import simulator_script
 
 PORT = 3001
 DATABASE = 'zendesk_simulator.db'
@@ -74,6 +78,7 @@ ERRORS = {
 
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
+simulator_script.follow_scripts(app)
 
 
 # --- The consent page: GET and POST /oauth/authorizations/new --- #

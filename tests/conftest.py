@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +22,7 @@ os.environ.update(
 import pytest
 import responses
 from flask.testing import FlaskClient
+from servers import Processes, free_port, port_of
 
 import app as app_module
 
@@ -42,9 +43,6 @@ NEW_PAIR = {
 PAIR = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
 NEW = {'access_token': 'new-access', 'refresh_token': 'new-refresh'}
 OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
-
-PROJECT = Path(app_module.__file__).parent
-SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
 
 
 def pytest_addoption(parser):
@@ -140,6 +138,52 @@ def full_disk(monkeypatch):
     monkeypatch.setattr('private_file.write', no_space)
 
 
+# --- Real processes --- #
+
+
+@pytest.fixture
+def processes(tmp_path) -> Iterator[Processes]:
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop_all()
+
+
+@pytest.fixture
+def variables(processes) -> dict[str, str]:
+    """A practice Zendesk on a free port, and the settings of an app on another."""
+    zendesk_port, app_port = free_port(), free_port()
+    settings = {
+        'ZENDESK_CLIENT_ID': 'flow_client',
+        'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
+        'ZENDESK_SUBDOMAIN': 'practice',
+        'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
+        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
+    }
+    processes.zendesk = settings['ZENDESK_BASE_URL']
+    processes.start('zendesk_simulator.py', '--port', str(zendesk_port), port=zendesk_port, **settings)
+    return settings
+
+
+@pytest.fixture
+def home(processes, variables) -> str:
+    """The app, started; the address of its home page."""
+    processes.start('app.py', port=port_of(variables), **variables)
+    return f'http://localhost:{port_of(variables)}/'
+
+
+@pytest.fixture
+def gunicorn_home(processes, variables) -> str:
+    """The app under gunicorn with four processes."""
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    port = port_of(variables)
+    command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
+    processes.start(*command, port=port, **variables)
+    return f'http://localhost:{port}/'
+
+
+# --- Helpers --- #
+
+
 def records() -> dict:
     """What users.json holds."""
     return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
@@ -156,18 +200,6 @@ def tokens(record: dict) -> dict[str, str]:
 
 def store(**records) -> None:
     Path('users.json').write_text(json.dumps(records))
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a process that finds the project's modules, and no settings but these."""
-    unset = (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
-    inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
-
-
-def listening() -> socket.socket:
-    """Return a socket that listens on a free port of this machine."""
-    return socket.create_server(('127.0.0.1', 0))
 
 
 def calls_to(zendesk: responses.RequestsMock, url: str) -> int:

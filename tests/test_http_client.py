@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import listening
+from servers import listening
 
 import http_client
 

@@ -12,8 +12,9 @@ import sys
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from conftest import NEW_PAIR, PAIR, SETTINGS, SHOW_SELF, TOKEN_ENDPOINT, USER, environment, store
+from conftest import NEW_PAIR, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, store
 from flask import Flask
+from servers import SETTINGS, environment
 
 import app as app_module
 import security

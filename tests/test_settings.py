@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, environment
+from servers import PROJECT, environment
 
 import settings as settings_module
 import zendesk_simulator

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from servers import environment
 
 import users_db
 from users_db import StoreError, UsersDb

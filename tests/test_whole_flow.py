@@ -3,176 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import html
-import json
 import re
-import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from urllib.parse import urljoin
 
 import pytest
 import requests
-from conftest import PROJECT, environment
-
-AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
-
-
-class Processes:
-    """Servers in a folder of their own, with a copy of the project: no .env and no users.json of a developer's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.running: dict[int, subprocess.Popen] = {}
-        for path in PROJECT.glob('*.py'):
-            shutil.copy(path, folder)
-        for name in ('templates', 'static'):
-            shutil.copytree(PROJECT / name, folder / name)
-
-    def start(self, *command: str, port: int, **variables: str) -> None:
-        """Start a server and wait until it listens on the port."""
-        with (self.folder / 'output.txt').open('ab') as output:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=self.folder,
-                env=environment(PYTHONPATH='', **variables),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        self.running[port] = process
-        deadline = time.monotonic() + 30
-        while not listens(port):
-            assert process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.02)
-
-    def stop(self, port: int) -> None:
-        process = self.running.pop(port)
-        process.terminate()
-        process.wait(30)
-
-    def stop_all(self) -> None:
-        for port in list(self.running):
-            self.stop(port)
-
-    @property
-    def output(self) -> str:
-        """What all servers have printed."""
-        return (self.folder / 'output.txt').read_text()
-
-    @property
-    def users(self) -> dict[str, dict[str, str]]:
-        return json.loads((self.folder / 'users.json').read_text())
-
-    def edit_users(self, *names: str) -> None:
-        """Change a digit in these tokens of every user, with an editor, so to speak."""
-        users = self.users
-        for record in users.values():
-            for name in names:
-                digit = re.search('[0-9]', record[name])[0]
-                record[name] = record[name].replace(digit, str((int(digit) + 1) % 10), 1)
-        (self.folder / 'users.json').write_text(json.dumps(users, indent=2))
-
-    def refreshes(self) -> int:
-        return self.output.count('a new pair of tokens for a grant of type refresh_token')
-
-
-class Visitor:
-    """A browser with a person in front of it, who reads pages and clicks."""
-
-    def __init__(self, address: str) -> None:
-        self.http = requests.Session()
-        self.http.trust_env = False
-        self.visit(address)
-
-    def visit(self, address: str) -> None:
-        self.page = self.http.get(address, timeout=60)
-
-    def click(self, label: str) -> None:
-        link = re.search(rf'<a[^>]* href="([^"]+)"[^>]*>{label}</a>', self.page.text)[1]
-        self.visit(urljoin(self.page.url, html.unescape(link)))
-
-    def answer(self, decision: str, user: str = AGENT) -> None:
-        """Pick a user on the consent page, and press a button."""
-        self.page = self.submit(decision, user)
-
-    def submit(self, decision: str, user: str = AGENT, **kwargs) -> requests.Response:
-        users = re.findall(r'name="user_id" value="(\d+)"[^>]*>\s*([^(]+?) \(', self.page.text)
-        user_id = next(user_id for user_id, name in users if html.unescape(name) == user)
-        return self.http.post(self.page.url, {'user_id': user_id, 'decision': decision}, timeout=60, **kwargs)
-
-    def grant(self, user: str = AGENT) -> None:
-        """Go from the home page through the grant and back."""
-        self.click('Get my profile')
-        self.click('Grant access')
-        self.answer('allow', user)
-
-    @property
-    def status(self) -> int:
-        return self.page.status_code
-
-    @property
-    def address(self) -> str:
-        return self.page.url
-
-    @property
-    def text(self) -> str:
-        return self.page.text
-
-    @property
-    def greeting(self) -> str:
-        return html.unescape(re.search('<h1>(.*)</h1>', self.text)[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(('127.0.0.1', port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def processes(tmp_path) -> Iterator[Processes]:
-    processes = Processes(tmp_path)
-    yield processes
-    processes.stop_all()
-
-
-@pytest.fixture
-def variables(processes) -> dict[str, str]:
-    """A practice Zendesk on a free port, and the settings of an app on another."""
-    zendesk_port, app_port = free_port(), free_port()
-    settings = {
-        'ZENDESK_CLIENT_ID': 'flow_client',
-        'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
-        'ZENDESK_SUBDOMAIN': 'practice',
-        'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
-        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
-    }
-    processes.start('zendesk_simulator.py', '--port', str(zendesk_port), port=zendesk_port, **settings)
-    return settings
-
-
-def port_of(variables: dict[str, str]) -> int:
-    return int(variables['REDIRECT_URI'].split(':')[2].split('/')[0])
-
-
-@pytest.fixture
-def home(processes, variables) -> str:
-    """The app, started; the address of its home page."""
-    processes.start('app.py', port=port_of(variables), **variables)
-    return f'http://localhost:{port_of(variables)}/'
+from servers import ADMIN, AGENT, END_USER, Processes, Visitor, environment, free_port, listens, port_of
 
 
 def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
@@ -222,7 +62,7 @@ def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
     visitor.visit('http://localhost:3000')
     visitor.click('Get my profile')
     assert visitor.address == 'http://localhost:3000/grant_access'
-    assert processes.refreshes() == 2
+    assert [refresh['status'] for refresh in processes.journal('refresh')] == [400]
     visitor.click('Grant access')
     visitor.answer('allow', END_USER)
     visitor.click('Get my profile')
@@ -445,16 +285,6 @@ def test_there_is_no_debugger_even_where_the_environment_asks_for_one(processes,
 
 
 # --- Several processes --- #
-
-
-@pytest.fixture
-def gunicorn_home(processes, variables) -> str:
-    """The app under gunicorn with four processes."""
-    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
-    port = port_of(variables)
-    command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
-    processes.start(*command, port=port, **variables)
-    return f'http://localhost:{port}/'
 
 
 @pytest.mark.gunicorn

@@ -1,0 +1,167 @@
+"""The app and the practice Zendesk as real processes, and a visitor who clicks."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urljoin
+
+import requests
+
+PROJECT = Path(__file__).parent.parent
+SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
+
+# The practice users.
+AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
+
+
+class Processes:
+    """Servers in a folder of their own, with a copy of the project: no .env and no users.json of a developer's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.zendesk = 'http://localhost:3001'
+        self.running: dict[int, subprocess.Popen] = {}
+        for path in PROJECT.glob('*.py'):
+            shutil.copy(path, folder)
+        for name in ('templates', 'static'):
+            shutil.copytree(PROJECT / name, folder / name)
+
+    def start(self, *command: str, port: int, **variables: str) -> None:
+        """Start a server and wait until it listens on the port."""
+        with (self.folder / 'output.txt').open('ab') as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=environment(PYTHONPATH='', **variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.running[port] = process
+        deadline = time.monotonic() + 30
+        while not listens(port):
+            assert process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.02)
+
+    def stop(self, port: int) -> None:
+        process = self.running.pop(port)
+        process.terminate()
+        process.wait(30)
+
+    def stop_all(self) -> None:
+        for port in list(self.running):
+            self.stop(port)
+
+    @property
+    def output(self) -> str:
+        """What all servers have printed."""
+        return (self.folder / 'output.txt').read_text()
+
+    @property
+    def users(self) -> dict[str, dict[str, str]]:
+        return json.loads((self.folder / 'users.json').read_text())
+
+    def edit_users(self, *names: str) -> None:
+        """Change a digit in these tokens of every user, with an editor, so to speak."""
+        users = self.users
+        for record in users.values():
+            for name in names:
+                digit = re.search('[0-9]', record[name])[0]
+                record[name] = record[name].replace(digit, str((int(digit) + 1) % 10), 1)
+        (self.folder / 'users.json').write_text(json.dumps(users, indent=2))
+
+    def script(self, *steps: dict) -> None:
+        """Tell the practice Zendesk how to answer the next calls (see simulator_script.py)."""
+        answer = requests.post(f'{self.zendesk}/practice/script', json=steps, timeout=60)
+        assert answer.status_code == 204, answer.text
+
+    def journal(self, call: str) -> list[dict]:
+        """What the practice Zendesk has noted of the calls of this kind."""
+        calls = requests.get(f'{self.zendesk}/practice/journal', timeout=60).json()
+        return [noted for noted in calls if noted['call'] == call]
+
+    def refreshes(self) -> int:
+        return len(self.journal('refresh'))
+
+
+class Visitor:
+    """A browser with a person in front of it, who reads pages and clicks."""
+
+    def __init__(self, address: str) -> None:
+        self.http = requests.Session()
+        self.http.trust_env = False
+        self.visit(address)
+
+    def visit(self, address: str) -> None:
+        self.page = self.http.get(address, timeout=60)
+
+    def click(self, label: str) -> None:
+        link = re.search(rf'<a[^>]* href="([^"]+)"[^>]*>{label}</a>', self.page.text)[1]
+        self.visit(urljoin(self.page.url, html.unescape(link)))
+
+    def answer(self, decision: str, user: str = AGENT) -> None:
+        """Pick a user on the consent page, and press a button."""
+        self.page = self.submit(decision, user)
+
+    def submit(self, decision: str, user: str = AGENT, **kwargs) -> requests.Response:
+        users = re.findall(r'name="user_id" value="(\d+)"[^>]*>\s*([^(]+?) \(', self.page.text)
+        user_id = next(user_id for user_id, name in users if html.unescape(name) == user)
+        return self.http.post(self.page.url, {'user_id': user_id, 'decision': decision}, timeout=60, **kwargs)
+
+    def grant(self, user: str = AGENT) -> None:
+        """Go from the home page through the grant and back."""
+        self.click('Get my profile')
+        self.click('Grant access')
+        self.answer('allow', user)
+
+    @property
+    def status(self) -> int:
+        return self.page.status_code
+
+    @property
+    def address(self) -> str:
+        return self.page.url
+
+    @property
+    def text(self) -> str:
+        return self.page.text
+
+    @property
+    def greeting(self) -> str:
+        return html.unescape(re.search('<h1>(.*)</h1>', self.text)[1])
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that finds the project's modules, and no settings but these."""
+    unset = (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
+
+
+def listening() -> socket.socket:
+    """Return a socket that listens on a free port of this machine."""
+    return socket.create_server(('127.0.0.1', 0))
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(('127.0.0.1', port)) == 0
+
+
+def free_port() -> int:
+    with listening() as listener:
+        return listener.getsockname()[1]
+
+
+def port_of(variables: dict[str, str]) -> int:
+    return int(variables['REDIRECT_URI'].split(':')[2].split('/')[0])
