@@ -94,17 +94,33 @@ def is_a_visit(request: Request) -> bool:
 
 
 def keep_secrets_out_of_the_log() -> None:
-    """Log no variables with an exception, as loguru does by default, and no query: the callback's holds a code."""
+    """
+    Log no variables with an exception, as loguru does by default, no query (the callback's holds a code), and one line
+    per event, whatever stands in it.
+    """
     try:
         logger.remove(0)  # loguru's default handler
         logger.add(sys.stderr, diagnose=False, backtrace=False)
+        logger.configure(patcher=lambda record: record.update({'message': one_line(record['message'])}))
     except ValueError:  # the handlers are somebody's own choice already
         pass
-    for name in ('werkzeug', 'gunicorn.error'):
-        logging.getLogger(name).addFilter(drop_query)  # adding it again changes nothing
+    logging.getLogger('werkzeug').addFilter(drop_query)  # adding it again changes nothing
+    for name in ('gunicorn.access', 'gunicorn.error'):
+        logging.getLogger(name).addFilter(drop_query)
+        logging.getLogger(name).addFilter(escape_controls)
 
 
 def drop_query(record: logging.LogRecord) -> bool:
-    """Shorten the address in a line of the built-in server's access log, or gunicorn's error log, to its path."""
+    """Shorten the address in a line of a server's log to its path."""
     record.msg, record.args = re.sub(r'\?.*?( HTTP/|$)', r'\1', record.getMessage(), flags=re.DOTALL), ()
     return True
+
+
+def escape_controls(record: logging.LogRecord) -> bool:
+    """Let nobody forge a line, or colour the terminal, with a path. (The built-in server sees to that itself.)"""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
+
+
+def one_line(text: str) -> str:
+    return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', lambda control: repr(control[0])[1:-1], text)

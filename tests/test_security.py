@@ -18,6 +18,7 @@ from servers import SETTINGS, environment
 
 import app as app_module
 import security
+from zendesk import ZendeskError
 
 
 @pytest.fixture
@@ -251,12 +252,42 @@ CALLBACK = '/zendesk/oauth/callback?error_description=a\u3000b\xa0c&code=canary&
     [
         ('werkzeug', '"%s" %s', (f'GET {CALLBACK} HTTP/1.1', '302'), '"GET /zendesk/oauth/callback HTTP/1.1" 302'),
         ('gunicorn.error', 'Error handling request %s', (CALLBACK,), 'Error handling request /zendesk/oauth/callback'),
+        (
+            'gunicorn.access',  # in gunicorn's own format, where somebody starts it without our settings
+            '%(h)s "%(r)s" %(s)s "%(f)s"',
+            ({'h': '::1', 'r': f'GET {CALLBACK} HTTP/1.1', 's': '302', 'f': f'http://localhost{CALLBACK}'},),
+            '::1 "GET /zendesk/oauth/callback HTTP/1.1" 302 "http://localhost/zendesk/oauth/callback',
+        ),
+        ('gunicorn.access', '"%s %s"', ('GET', '/a\n\x1b[31m"GET /'), r'"GET /a\n\x1b[31m"GET /"'),
     ],
 )
 def test_the_servers_logs_show_paths_without_queries(caplog, name, message, arguments, logged):
     with caplog.at_level(logging.INFO, logger=name):
         logging.getLogger(name).info(message, *arguments)
     assert caplog.messages == [logged]
+
+
+@pytest.mark.parametrize(
+    ('text', 'logged'),
+    [
+        ('two\nlines', r'two\nlines'),
+        ('\x1b[31mred\x1b[0m <red>red</red>', r'\x1b[31mred\x1b[0m <red>red</red>'),
+        ('{} {0} {text} {{ %s %(text)s', '{} {0} {text} {{ %s %(text)s'),
+        ('a\r\u2028\x85b', r'a\r\u2028\x85b'),
+        ('Zoë 山田 \u202e', 'Zoë 山田 \u202e'),
+    ],
+)
+def test_an_event_is_one_line_whatever_stands_in_it(browser, zendesk, monkeypatch, log, text, logged):
+    browser.sign_in('alice')
+    store(alice=PAIR)
+
+    def fail(access_token):
+        raise ZendeskError(text)
+
+    monkeypatch.setattr('zendesk.show_self', fail)
+    page = browser.get('/profile')
+    assert page.status_code == 502
+    assert log[-1] == f'Zendesk could not answer: {logged}\n'
 
 
 def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog):
