@@ -15,7 +15,7 @@ kind, and then says what becomes of it:
     hold       seconds for which the connection stays open and silent before a cut closes it
     trickle    seconds between one byte of the answer and the next
 
-A new script takes the place of the old one: `[]` ends it.
+A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ def follow_scripts(app: Flask) -> None:
         with _lock:
             _script[:] = steps
         return '', 204
+
+    @app.get('/practice/script')
+    def show_script() -> ResponseReturnValue:
+        with _lock:
+            return jsonify(_script)
 
     @app.get('/practice/journal')
     def show_journal() -> ResponseReturnValue:

@@ -57,6 +57,22 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figure():
+    """A function that puts a line into the summary at the end: what was counted or measured, and not judged."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section('figures')
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
 class Browser(FlaskClient):
     """A visitor's browser: Flask's test client, with the steps of a grant as words."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -47,11 +50,8 @@ class Processes:
                 stderr=output,
             )
         self.running[port] = process
-        deadline = time.monotonic() + 30
-        while not listens(port):
-            assert process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.02)
+        wait_until(lambda: listens(port) or process.poll() is not None)
+        assert process.poll() is None, self.output
 
     def stop(self, port: int) -> None:
         process = self.running.pop(port)
@@ -84,6 +84,14 @@ class Processes:
         """Tell the practice Zendesk how to answer the next calls (see simulator_script.py)."""
         answer = requests.post(f'{self.zendesk}/practice/script', json=steps, timeout=60)
         assert answer.status_code == 204, answer.text
+
+    def wait_for_the_script_to_end(self) -> None:
+        wait_until(lambda: requests.get(f'{self.zendesk}/practice/script', timeout=60).json() == [])
+
+    def expire_access_tokens(self) -> None:
+        """Let all access tokens that the practice Zendesk has issued expire now."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'zendesk_simulator.db', timeout=60)) as db, db:
+            db.execute('UPDATE tokens SET access_expires_at = 0')
 
     def journal(self, call: str) -> list[dict]:
         """What the practice Zendesk has noted of the calls of this kind."""
@@ -151,6 +159,13 @@ def environment(**variables: str) -> dict[str, str]:
 def listening() -> socket.socket:
     """Return a socket that listens on a free port of this machine."""
     return socket.create_server(('127.0.0.1', 0))
+
+
+def wait_until(condition: Callable[[], bool], pause: float = 0.02) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(pause)
 
 
 def listens(port: int) -> bool:

@@ -323,6 +323,24 @@ def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
     assert 'canary-token' not in ended.stderr
 
 
+@pytest.mark.parametrize('broken', ['zendesk._printable', 'zendesk._token', 'users_db.UsersDb.replace'])
+def test_an_exception_nobody_expected_shows_no_values_where_it_is_logged(
+    app, browser, zendesk, monkeypatch, capfd, caplog, broken
+):
+    monkeypatch.setattr(app, 'testing', False)
+    browser.sign_in('alice')
+    store(alice={'access_token': 'canary-access', 'refresh_token': 'canary-refresh'})
+    zendesk.get(SHOW_SELF, status=200 if broken == 'zendesk._printable' else 401, json=USER)
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'access_token': 'canary-new'})
+    monkeypatch.setattr(broken, lambda *args: 1 / 0)
+    with caplog.at_level(logging.DEBUG):
+        page = browser.get('/profile')
+    logged = caplog.text + ''.join(capfd.readouterr())
+    assert page.status_code == 500
+    assert 'ZeroDivisionError' in logged
+    assert 'canary' not in logged + page.text
+
+
 def test_setting_up_the_log_twice_adds_nothing():
     before = len(logging.getLogger('werkzeug').filters)
     handlers = dict(app_module.logger._core.handlers)

@@ -404,10 +404,12 @@ def locks() -> list[Path]:
     return list(Path().glob('users.json.?*.lock'))
 
 
-def test_what_a_killed_writer_has_left_behind_goes_with_the_next_write(db):
+@pytest.mark.parametrize('step', ['os.fdopen', 'os.fsync', 'Path.replace'])
+def test_what_a_killed_writer_has_left_behind_goes_with_the_next_write(db, step):
     program = f"""if True:
         import os, signal, users_db
-        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+        from pathlib import Path
+        {step} = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
         users_db.UsersDb('users.json').save('bob', {PAIR})
     """
     db.save('alice', PAIR)

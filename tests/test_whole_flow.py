@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from conftest import PAIR
 from servers import ADMIN, AGENT, END_USER, Processes, Visitor, environment, free_port, listens, port_of
 
 
@@ -245,24 +248,115 @@ def test_a_zendesk_that_is_down_is_a_page_and_works_again_when_zendesk_does(proc
     assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
 
-def test_no_secret_is_in_any_output(processes, home):
+# --- Secrets --- #
+
+
+def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str], list[str]]:
+    """Grant, deny, refresh, fail, in all the ways there are; return the secrets met, the pages and the cookies."""
+    secrets, pages, cookies = [], [], []
     visitor = Visitor(home)
-    visitor.visit(home + 'zendesk/auth')
-    secrets = re.findall('(?:state|code_challenge)=([^&]+)', visitor.address)
-    callback = visitor.submit('allow', allow_redirects=False).headers['Location']
-    secrets += re.findall('code=([^&]+)', callback)
-    visitor.visit(callback)
-    visitor.click('Get my profile')
-    secrets += [token for record in processes.users.values() for token in record.values() if isinstance(token, str)]
-    processes.edit_users('access_token')
-    visitor.visit(home + 'profile')
-    secrets += [token for record in processes.users.values() for token in record.values() if isinstance(token, str)]
-    visitor.visit(callback)
-    secrets += ['canary', (processes.folder / '.secret_key').read_text()]
-    assert len(secrets) == 9
-    assert '"GET /zendesk/oauth/callback HTTP/1.1"' in re.sub(r'\x1b\[\d+m', '', processes.output)
-    for secret in secrets:
-        assert secret not in processes.output
+
+    def visit(address: str) -> None:
+        visitor.visit(address)
+        look()
+
+    def look() -> None:
+        for answer in (*visitor.page.history, visitor.page):
+            if answer.url.startswith(home):
+                location = answer.headers.pop('Location', '')
+                cookies.append(answer.headers.pop('Set-Cookie', ''))
+                pages.append(f'{answer.text} {answer.headers}')
+                secrets.extend(re.findall('(?:state|code_challenge|code)=([^&]+)', location))
+        if (processes.folder / 'users.json').exists():
+            secrets.extend(record[name] for record in processes.users.values() for name in PAIR)
+        secrets.extend(visitor.http.cookies.get_dict().values())
+
+    def start() -> str:
+        visit(f'{home}zendesk/auth')
+        secrets.extend(re.findall('(?:state|code_challenge)=([^&]+)', visitor.address))
+        return re.search('state=([^&]+)', visitor.address)[1]
+
+    def grant() -> str:
+        start()
+        callback = visitor.submit('allow', allow_redirects=False).headers['Location']
+        secrets.extend(re.findall('code=([^&]+)', callback))
+        visit(callback)
+        return callback
+
+    visit(home)
+    callback = grant()
+    visit(f'{home}profile')
+    visit(callback)  # a second time
+    visit(f'{home}zendesk/oauth/callback?code=canary-code&state=canary-state')
+    start()
+    visitor.answer('deny')
+    look()
+    for answer in ('code=canary-code&iss=https://canary.example', 'error=canary&error_description=canary%0Aline'):
+        visit(f'{home}zendesk/oauth/callback?state={start()}&{answer}')
+    for path in ('nope?code=canary-code', '%E0%A4%A?code=canary-code', 'nope%0A%1B[31mforged-line'):
+        visit(f'{home}{path}')
+
+    pair = '{"access_token": "canary-access", "refresh_token": "canary-refresh", "scope": "canary scope"}'
+    for step in (
+        {'status': 200, 'body': pair},  # taken, and worth nothing: the next call for the profile is a 401
+        {'status': 200, 'body': pair.replace('"canary-refresh"', '["canary-refresh"]')},
+        {'status': 200, 'body': pair[:-10]},
+        {'status': 500, 'body': pair},
+        {'status': 302, 'headers': {'Location': f'{home}?code=canary-code'}},
+        {'status': 400, 'body': '{"error": "canary {0}", "error_description": "canary"}'},
+        {'status': 200, 'body': pair, 'cut': 60},
+        {'cut': 0},
+    ):
+        processes.expire_access_tokens()
+        processes.script({'call': 'exchange', **step}, {'call': 'refresh', **step})
+        grant()
+        visit(f'{home}profile')
+        processes.script()
+        grant()
+    for body in ('{"user": {"id": 5, "name": "canary", "role": 7}}', '{"canary": 5}', '{"user": {"id": null}}'):
+        processes.script({'call': 'profile', 'status': 200, 'body': body})
+        visit(f'{home}profile')
+    processes.edit_users('access_token', 'refresh_token')
+    visit(f'{home}profile')
+    (processes.folder / 'users.json').write_text('{"canary": "half of a JSON')
+    visit(f'{home}profile')
+    secrets.extend(['canary', (processes.folder / '.secret_key').read_text()])
+    return secrets, pages, cookies
+
+
+def check_that_no_secret_got_out(processes: Processes, home: str) -> None:
+    secrets, pages, cookies = play_all_flows(processes, home)
+    assert len(set(secrets)) > 100
+    # These files are where secrets belong.
+    private = re.compile(r'users\.json(\.unreadable-\d+)?|\.secret_key|zendesk_simulator\.db')
+    files = [path for path in processes.folder.rglob('*') if path.is_file() and not private.fullmatch(path.name)]
+    texts = {path.name: path.read_text() for path in files if path.suffix not in ('.py', '.pyc')}
+    assert 'output.txt' in texts
+    texts |= {'pages': ''.join(pages), 'session cookies': ''.join(session_cookies(cookies))}
+    assert 'user_id' in texts['session cookies']
+    for secret in set(secrets):
+        assert [name for name, text in texts.items() if secret in text] == []
+
+
+def session_cookies(cookies: list[str]) -> Iterator[str]:
+    """What can be read in the session cookies."""
+    for value in re.findall(r'zendesk_oauth_session=([^.;]+)\.', ''.join(cookies)):
+        yield base64.urlsafe_b64decode(value + '=' * (-len(value) % 4)).decode()
+
+
+AT_DEBUG = """
+import logging, runpy
+logging.basicConfig(level=logging.DEBUG)
+runpy.run_path('app.py', run_name='__main__')
+"""
+
+
+def test_no_secret_is_in_any_output_file_or_page(processes, variables):
+    processes.start('-c', AT_DEBUG, port=port_of(variables), **variables)
+    check_that_no_secret_got_out(processes, f'http://localhost:{port_of(variables)}/')
+    output = re.sub(r'\x1b\[\d+m', '', processes.output)
+    assert '"GET /zendesk/oauth/callback HTTP/1.1"' in output
+    assert 'DEBUG:urllib3.connectionpool' in output  # it was all told
 
 
 def test_the_app_is_on_loopback_only(home):
@@ -298,6 +392,17 @@ def test_gunicorn_with_four_processes_serves_the_same_flow(processes, gunicorn_h
         assert (first.greeting, second.greeting) == (f'👋 Hi, {ADMIN}!', f'👋 Hi, {END_USER}!')
     assert '"GET /zendesk/oauth/callback" 302' in processes.output
     assert 'code=' not in processes.output
+
+
+@pytest.mark.gunicorn
+def test_under_gunicorn_no_secret_is_in_any_output_file_or_page(processes, variables):
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    port = port_of(variables)
+    command = ('-m', 'gunicorn', '-w', '2', '--log-level', 'debug', '--access-logfile', '-', 'app:app')
+    processes.start(*command, port=port, **variables)
+    check_that_no_secret_got_out(processes, f'http://localhost:{port}/')
+    assert '"GET /zendesk/oauth/callback" 302' in processes.output
+    assert r'"GET /nope\n\x1b[31mforged-line" 404' in processes.output
 
 
 @pytest.mark.gunicorn

@@ -1,0 +1,204 @@
+"""Zendesk failing, over real HTTP: what a visitor sees then, and whether the grant is kept."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from servers import AGENT, Visitor, free_port, listening, port_of
+
+HTML = '<html><body>Something went wrong'
+COLUMNS = ('exchange', 'refresh', 'profile')
+
+
+def error(name: str) -> str:
+    return json.dumps({'error': name, 'error_description': 'canary {0} \n \x1b[31m'})
+
+
+# Each fault, and what comes of it when it hits the exchange, the refresh or the call for the profile: the status of the
+# page, or where the visitor is sent; and whether the grant that was there before still works afterwards.
+FAULTS = [
+    ({'status': 500, 'body': HTML}, '500 with HTML', '502 kept', '502 kept', '502 kept'),
+    ({'status': 502, 'body': HTML}, '502 with HTML', '502 kept', '502 kept', '502 kept'),
+    ({'status': 503, 'body': HTML}, '503 with HTML', '503 kept', '503 kept', '503 kept'),
+    ({'status': 429, 'body': 'Too many'}, '429 with a text', '503 kept', '503 kept', '503 kept'),
+    (
+        {'status': 429, 'body': 'Too many', 'headers': {'Retry-After': '99999'}},
+        '429, Retry-After: 99999',
+        '503 kept',
+        '503 kept',
+        '503 kept',
+    ),
+    ({'status': 500, 'cut': 0}, 'closed without an answer', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '{' * 50, 'cut': -20}, 'closed half-way', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': HTML}, '200 with HTML', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': ''}, '200 with nothing', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': 'null'}, '200 with null', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '[]'}, '200 with []', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '{"access_token": "x'}, '200 with half of a JSON', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': ' ' * (1024 * 1024 + 1)}, '200 with more than 1 MiB', '502 kept', '502 kept', '502 kept'),
+    ({'status': 404, 'body': HTML}, '404, no help desk', '502 kept', '502 kept', '502 kept'),
+    ({'status': 403, 'body': error('Forbidden')}, '403', '502 kept', '502 kept', '403 kept'),
+    ({'status': 400, 'body': error('invalid_scope')}, '400 invalid_scope', '502 kept', '502 kept', '502 kept'),
+    # A 401 for the profile is an expired token, whatever its body says: it is refreshed, and the visitor sees nothing.
+    ({'status': 401, 'body': error('invalid_client')}, '401 invalid_client', '502 kept', '502 kept', '200 kept'),
+    # The one answer that ends a grant.
+    ({'status': 400, 'body': error('invalid_grant')}, '400 invalid_grant', '400 kept', 'asks again', '502 kept'),
+    # Zendesk has done its part: after a refresh the old tokens are gone, and nobody knows the new ones.
+    ({'cut': 0}, 'done, the answer lost', '502 kept', '502, then asks again', '502 kept'),
+]
+SLOW_FAULTS = [
+    ({'status': 500, 'delay': 60}, 'never answers', '504 kept', '504 kept', '504 kept'),
+    ({'status': 200, 'cut': 30, 'hold': 60}, 'stops in the headers', '504 kept', '504 kept', '504 kept'),
+    (
+        {'status': 200, 'body': '{' * 50, 'cut': -20, 'hold': 60},
+        'stops half-way in the body',
+        '504 kept',
+        '504 kept',
+        '504 kept',
+    ),
+    (
+        {'status': 200, 'body': '{' * 5000, 'trickle': 0.05},
+        'a byte now and then',
+        '504 kept',
+        '504 kept',
+        '504 kept',
+    ),
+]
+
+
+@dataclass
+class Trial:
+    """One visitor, with a grant, who runs into one fault."""
+
+    processes: object
+    home: str
+    column: str
+    fault: dict
+    visitor: Visitor = field(init=False)
+    seconds: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.visitor = Visitor(self.home)
+        self.visitor.grant()
+        if self.column == 'exchange':
+            self.visitor.visit(f'{self.home}zendesk/auth')
+        if self.column == 'refresh':
+            self.processes.expire_access_tokens()
+        self.processes.script({'call': self.column, **self.fault})
+        self.thread = threading.Thread(target=self.visit)
+        self.thread.start()
+        self.processes.wait_for_the_script_to_end()
+
+    def visit(self) -> None:
+        before = time.monotonic()
+        if self.column == 'exchange':
+            self.visitor.answer('allow')
+        else:
+            self.visitor.visit(f'{self.home}profile')
+        self.seconds = time.monotonic() - before
+
+    def outcome(self) -> str:
+        self.thread.join()
+        visitor = self.visitor
+        if visitor.address.endswith('/grant_access'):
+            return 'asks again'
+        outcome = str(visitor.status)
+        if visitor.status != 200:
+            assert 'href="/' in visitor.text  # a way on
+            assert 'canary' not in visitor.text
+        if visitor.status == 503:
+            assert 1 <= int(visitor.page.headers['Retry-After']) <= 300
+        visitor.visit(f'{self.home}profile')
+        if visitor.address.endswith('/grant_access'):
+            return outcome + ', then asks again'
+        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+        return outcome + ' kept'
+
+
+def check(processes, home, faults, figure) -> list[Trial]:
+    trials = {(name, column): Trial(processes, home, column, fault) for fault, name, *_ in faults for column in COLUMNS}
+    outcomes = {key: trial.outcome() for key, trial in trials.items()}
+    figure('{:28}{:24}{:24}{}'.format('Zendesk', *COLUMNS))
+    for _, name, *_ in faults:
+        figure('{:28}{:24}{:24}{}'.format(name, *(outcomes[name, column] for column in COLUMNS)))
+    expected = {(name, column): row[index] for _, name, *row in faults for index, column in enumerate(COLUMNS)}
+    assert outcomes == expected
+    assert 'Traceback' not in processes.output
+    assert 'canary' not in processes.output
+    return list(trials.values())
+
+
+def test_a_failing_zendesk_is_a_page_and_only_invalid_grant_ends_a_grant(processes, home, figure):
+    check(processes, home, FAULTS, figure)
+
+
+@pytest.mark.slow
+def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(processes, home, figure):
+    trials = check(processes, home, SLOW_FAULTS, figure)
+    figure(f'the longest wait for a page of these: {max(trial.seconds for trial in trials):.2f} s')
+
+
+def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, home):
+    with listening() as trap:
+        address = f'http://127.0.0.1:{trap.getsockname()[1]}/'
+        for status in (301, 302, 303, 307, 308):
+            for column in COLUMNS:
+                trial = Trial(processes, home, column, {'status': status, 'headers': {'Location': address}})
+                assert trial.outcome() == '502 kept'
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+@pytest.fixture
+def untrusted(tmp_path):
+    """The address of a server whose certificate nobody trusts."""
+    trustme = pytest.importorskip('trustme', reason='trustme is not installed: pip install -r requirements-dev.txt')
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert('localhost').configure_cert(context)
+    listener = listening()
+
+    def serve():
+        while True:
+            try:
+                context.wrap_socket(listener.accept()[0], server_side=True).close()
+            except ssl.SSLError:
+                pass
+            except OSError:
+                return
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f'https://localhost:{listener.getsockname()[1]}'
+    listener.close()
+
+
+@pytest.mark.parametrize('case', ['nobody listening', 'no such host', 'a certificate that nobody trusts'])
+def test_a_zendesk_that_can_not_be_reached_is_a_page_and_the_grant_is_kept(processes, variables, home, case, request):
+    visitor, late = Visitor(home), Visitor(home)
+    visitor.grant()
+    late.visit(f'{home}zendesk/auth')
+    callback = late.submit('allow', allow_redirects=False).headers['Location']
+    addresses = {
+        'nobody listening': f'http://127.0.0.1:{free_port()}',
+        'no such host': 'https://no-such-host.invalid',
+    }
+    address = addresses.get(case) or request.getfixturevalue('untrusted')
+
+    processes.stop(port_of(variables))
+    processes.start('app.py', port=port_of(variables), **{**variables, 'ZENDESK_BASE_URL': address})
+    visitor.visit(f'{home}profile')
+    late.visit(callback)
+    assert (visitor.status, late.status) == (502, 502)
+    assert 'Try again' in visitor.text
+    assert ('REQUESTS_CA_BUNDLE' if 'certificate' in case else 'check the network') in processes.output
+    assert 'Traceback' not in processes.output
+
+    processes.stop(port_of(variables))
+    processes.start('app.py', port=port_of(variables), **variables)
+    visitor.click('Try again')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
