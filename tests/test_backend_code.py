@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 from conftest import (
     NEW,
     NEW_PAIR,
@@ -127,6 +128,9 @@ def test_a_refused_refresh_token_drops_the_pair(signed_in, zendesk):
         {'status': 302, 'headers': {'Location': 'https://evil.example'}},
         {'status': 400, 'body': 'invalid_grant'},
         {'status': 200, 'body': ''},
+        {'body': requests.ConnectionError()},
+        {'body': requests.exceptions.SSLError()},
+        {'body': requests.ReadTimeout()},
     ],
 )
 def test_nothing_but_invalid_grant_drops_the_pair(signed_in, zendesk, answer):

@@ -143,6 +143,25 @@ def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(process
     figure(f'the longest wait for a page of these: {max(trial.seconds for trial in trials):.2f} s')
 
 
+@pytest.mark.parametrize(
+    ('step', 'title'),
+    [
+        ({'status': 200, 'body': '{"user": {"id": null, "name": "Anonymous user"}}'}, 'does not recognise you'),
+        ({'status': 401, 'times': 2}, 'refuses the new access token'),
+    ],
+)
+def test_what_only_a_profile_can_meet_is_a_page_and_the_grant_is_kept(processes, home, step, title):
+    visitor = Visitor(home)
+    visitor.grant()
+    processes.script({'call': 'profile', **step})
+    visitor.visit(f'{home}profile')
+    assert visitor.status == 502
+    assert title in visitor.text
+    assert processes.refreshes() == step.get('times', 1) - 1
+    visitor.visit(f'{home}profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
 def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, home):
     with listening() as trap:
         address = f'http://127.0.0.1:{trap.getsockname()[1]}/'

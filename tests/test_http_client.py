@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import sys
 import threading
 import time
 
@@ -99,6 +100,21 @@ def test_a_slow_answer_within_the_limit_is_taken(serve):
     pieces = single_bytes(b'HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}')
     answer = http_client.send('GET', serve(*pieces, pause=0.002))
     assert (answer.status, answer.body, answer.headers['content-length']) == (201, b'{}', '2')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a full queue of connections is another thing elsewhere')
+def test_connecting_has_a_limit_of_its_own(monkeypatch):
+    monkeypatch.setattr(http_client, 'CONNECT_TIMEOUT', 0.2)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(('127.0.0.1', 0), backlog=0))
+        for _ in range(3):  # nobody takes these, and the next ones get no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        before = time.monotonic()
+        with pytest.raises(TimeoutError):
+            http_client.send('GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
+    assert time.monotonic() - before < 10
 
 
 def test_an_answer_of_just_the_allowed_size_is_taken(serve):
