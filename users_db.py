@@ -22,6 +22,8 @@ EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
 CLOCK_TICK = 0.1  # seconds; two changes of a file that are further apart have different times
 GRACE = 24 * 3600  # seconds that a record outlives its refresh token: clocks differ
 
+REMEDY = 'Check the disk, and the permissions of the folder and the file'
+
 Record = dict[str, Any]
 
 
@@ -31,6 +33,14 @@ class StoreError(Problem):
     status = 503
     title = 'The app can not reach its stored data'
     advice = 'Nothing is lost. Please try again in a moment; whoever runs the app finds the reason in its log.'
+
+
+class StoreBusy(StoreError):
+    """Somebody else holds the lock, and does not let go in time."""
+
+    title = 'The app is busy'
+    advice = 'Nothing is lost. Please try again in a moment.'
+    retry_after = 10
 
 
 class _NotJson(Exception):
@@ -124,7 +134,7 @@ class UsersDb:
         except FileExistsError:
             return False
         except OSError as error:
-            raise StoreError(f"{folder} can't be written: {error.strerror}") from error
+            raise StoreError(f"{folder} can't be written: {error.strerror}. {REMEDY}") from error
         return True
 
     def _current(self) -> dict[str, Any]:
@@ -134,7 +144,7 @@ class UsersDb:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise StoreError(f"{self.path} can't be read: {error.strerror}") from error
+            raise StoreError(f"{self.path} can't be read: {error.strerror}. {REMEDY}") from error
         version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         last_version, last_records = UsersDb._last_read
         if last_version == version:
@@ -155,7 +165,7 @@ class UsersDb:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise StoreError(f"{self.path} can't be read: {error.strerror}") from error
+            raise StoreError(f"{self.path} can't be read: {error.strerror}. {REMEDY}") from error
         except (ValueError, RecursionError) as error:
             raise _NotJson from error
         if not isinstance(records, dict):
@@ -177,7 +187,7 @@ class UsersDb:
             Path(self.path).chmod(0o600)
             Path(self.path).rename(aside)
         except OSError as error:
-            raise StoreError(f"{self.path} is not JSON, and can't be moved away: {error.strerror}") from error
+            raise StoreError(f"{self.path} is not JSON, and can't be moved away: {error.strerror}. {REMEDY}") from error
         logger.error(
             '{} is not a JSON object any more, so it is now called {}. Mend it and call it {} again, '
             'or everybody in it has to grant access anew',
@@ -198,7 +208,7 @@ class UsersDb:
                 try:
                     private_file.write(self.path, json.dumps(records, sort_keys=True, indent=2) + '\n')
                 except OSError as error:
-                    raise StoreError(f"{self.path} can't be written: {error.strerror}") from error
+                    raise StoreError(f"{self.path} can't be written: {error.strerror}. {REMEDY}") from error
 
 
 @contextlib.contextmanager
@@ -213,9 +223,9 @@ def _locked(path: str, timeout: float, unlink: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise StoreError(f'the lock {path} is still held after {timeout} s. Nothing to do but try again') from error
+        raise StoreBusy(f'the lock {path} is still held after {timeout} s. Nothing to do but try again') from error
     except OSError as error:
-        raise StoreError(f"the lock {path} can't be had: {error.strerror}. Check the folder's permissions") from error
+        raise StoreError(f"the lock {path} can't be had: {error.strerror}. {REMEDY}") from error
     try:
         yield
     finally:

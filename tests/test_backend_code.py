@@ -236,6 +236,18 @@ def test_nobody_waits_for_somebody_elses_refresh(app, zendesk):
     assert stored() == dict.fromkeys(users, NEW)
 
 
+def test_a_refresh_that_takes_too_long_lets_nobody_wait_for_ever(browser_of_alice, zendesk, monkeypatch):
+    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+    zendesk.get(SHOW_SELF, status=401)
+    with backend_code.users_db().refreshing('alice'):
+        page = browser_of_alice.get('/profile')
+    assert page.status_code == 503
+    assert page.headers['Retry-After'] == '10'
+    assert 'busy' in page.text
+    assert calls_to(zendesk, TOKEN_ENDPOINT) == 0
+    assert stored() == {'alice': PAIR}
+
+
 def test_a_failed_block_gives_the_old_session_back(app):
     store(alice=PAIR)
     with app.test_request_context():

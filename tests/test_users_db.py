@@ -16,7 +16,7 @@ import pytest
 from servers import environment
 
 import users_db
-from users_db import StoreError, UsersDb
+from users_db import StoreBusy, StoreError, UsersDb
 
 PAIR = {'access_token': 'a', 'refresh_token': 'r'}
 NEW = {'access_token': 'a2', 'refresh_token': 'r2'}
@@ -346,7 +346,7 @@ def test_writers_in_several_processes_lose_nobodys_record(db):
 def test_a_lock_that_can_not_be_had_is_an_error_after_a_while(db, monkeypatch):
     monkeypatch.setattr(users_db, 'REFRESH_TIMEOUT', 0.1)
     with db.refreshing('alice'):
-        with pytest.raises(StoreError, match='still held'), db.refreshing('alice'):
+        with pytest.raises(StoreBusy, match='still held'), db.refreshing('alice'):
             pass
         with db.refreshing('bob'):
             pass

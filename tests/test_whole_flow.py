@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -234,6 +236,20 @@ def check_that_an_answer_works_once(processes: Processes, home: str) -> None:
 
 def test_the_same_answer_ten_times_at_once_works_once(processes, home):
     check_that_an_answer_works_once(processes, home)
+
+
+def test_the_record_of_a_visitor_long_gone_goes_with_the_next_grant(processes, home):
+    for _ in range(3):
+        Visitor(home).grant()
+    users = processes.users
+    a_week = next(iter(users.values()))['refresh_token_expires_at'] - time.time()
+    assert 604800 - 60 < a_week <= 604800
+    gone, *others = users
+    users[gone]['refresh_token_expires_at'] -= 604800 + 2 * 24 * 3600
+    (processes.folder / 'users.json').write_text(json.dumps(users))
+    Visitor(home).grant()
+    assert len(processes.users) == 3
+    assert set(others) <= set(processes.users)
 
 
 def test_a_zendesk_that_is_down_is_a_page_and_works_again_when_zendesk_does(processes, variables, home):
