@@ -73,7 +73,8 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
         raise ConnectionError('The proxy does not connect: check HTTPS_PROXY and NO_PROXY') from error
     except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: that was no HTTP at all
         raise ConnectionError(
-            f'No answer ({type(error).__name__}): check the network, and the address in the settings'
+            f'No connection, or one that broke off ({type(error).__name__}): check the network and, if this goes on, '
+            'the address in the settings'
         ) from error
     if len(body) > MAX_ANSWER:
         raise ConnectionError(f'The answer has more than {MAX_ANSWER} bytes: who is it that answers there?')

@@ -15,7 +15,8 @@ kind, and then says what becomes of it:
     hold       seconds for which the connection stays open and silent before a cut closes it
     trickle    seconds between one byte of the answer and the next
 
-A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it.
+A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it. The journal has the calls
+that have been answered, or would have been.
 """
 
 from __future__ import annotations
@@ -24,25 +25,30 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
+from loguru import logger
 
-NUMBER = (int, float)
-KEYS: dict[str, Any] = {
-    'call': str,
-    'times': int,
-    'delay': NUMBER,
-    'status': int,
-    'body': str,
-    'headers': dict,
-    'cut': int,
-    'hold': NUMBER,
-    'trickle': NUMBER,
-}
 CALLS = ('exchange', 'refresh', 'profile')
+# What each key of a step may be: in words, and as a test.
+KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'call': (f'one of {", ".join(CALLS)}', lambda value: value in CALLS),
+    'times': ('a whole number above 0', lambda value: type(value) is int and value > 0),
+    'status': ('a whole number from 200 to 599', lambda value: type(value) is int and 200 <= value <= 599),
+    'body': ('a text', lambda value: isinstance(value, str)),
+    'headers': (
+        'an object with texts',
+        lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
+    ),
+    'cut': ('a whole number', lambda value: type(value) is int),
+    **dict.fromkeys(
+        ('delay', 'hold', 'trickle'),
+        ('a number of seconds', lambda value: type(value) in (int, float) and value >= 0),
+    ),
+}
 
 _lock = threading.Lock()
 _script: list[dict[str, Any]] = []
@@ -77,6 +83,8 @@ def follow_scripts(app: Flask) -> None:
     def answer_by_the_script() -> ResponseReturnValue | None:
         g.call, g.began = _kind_of_call(), time.time()
         g.step = step = _next_step(g.call)
+        if step:
+            logger.info('Practice Zendesk: this {} goes by the script', g.call)
         time.sleep(step.get('delay', 0))
         if 'status' in step:
             return step.get('body', ''), step['status'], step.get('headers', {})
@@ -96,16 +104,15 @@ def follow_scripts(app: Flask) -> None:
 
 def _problem_of(steps: Any) -> str | None:
     """Say what is wrong with a script."""
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        return 'a script is a list of steps, and a step is an object'
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and 'call' in step for step in steps):
+        return 'a script is a list of steps, and a step is an object with a call'
     for step in steps:
-        if step.get('call') not in CALLS:
-            return f'the call of a step is one of {", ".join(CALLS)}'
         for key, value in step.items():
             if key not in KEYS:
                 return f'a step has no {key}; it can have {", ".join(KEYS)}'
-            if not isinstance(value, KEYS[key]):
-                return f'{key} has the wrong type'
+            words, fits = KEYS[key]
+            if not fits(value):
+                return f'{key} must be {words}'
     return None
 
 

@@ -64,7 +64,12 @@ class UsersDb:
 
     def find(self, user_id: str) -> Record | None:
         """Return the user's record, or None where there is none that could be used."""
-        record = _usable(self._current().get(user_id))
+        stored = self._current().get(user_id)
+        record = _usable(stored)
+        if record is None and stored is not None:
+            logger.warning(
+                "A record in {} lacks a token, so it counts as none. Mend it before the user's next grant", self.path
+            )
         return None if record is None else dict(record)
 
     def save(self, user_id: str, record: Record) -> None:
@@ -189,8 +194,8 @@ class UsersDb:
         except OSError as error:
             raise StoreError(f"{self.path} is not JSON, and can't be moved away: {error.strerror}. {REMEDY}") from error
         logger.error(
-            '{} is not a JSON object any more, so it is now called {}. Mend it and call it {} again, '
-            'or everybody in it has to grant access anew',
+            '{} is not a JSON object any more, so it is now called {}. Mend it and call it {} again (or, if there is a '
+            'new one by then, copy the records into that); else everybody in it has to grant access anew',
             self.path,
             aside,
             self.path,

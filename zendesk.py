@@ -24,11 +24,11 @@ TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it will stand in a header 
 
 
 class ZendeskError(Problem):
-    """Zendesk did not do what was asked; the grant is as good as it was."""
+    """Zendesk did not do what was asked, or its answer was lost; what is stored stays as it is."""
 
     status = 502
     title = 'Zendesk could not answer'
-    advice = 'Your access is kept. Please try again in a moment.'
+    advice = 'Please try again in a moment. If the app asks you for access then, grant it once more.'
 
 
 class InvalidGrant(ZendeskError):
@@ -56,6 +56,7 @@ class Busy(ZendeskError):
     def __init__(self, cause: str, retry_after: int) -> None:
         super().__init__(cause)
         self.retry_after = retry_after
+        self.advice = f'Please try again, in {retry_after} s at the earliest.'
 
 
 class SetupError(ZendeskError):
@@ -225,7 +226,8 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
         raise ZendeskError(str(error)) from error
 
     if status in (429, 503):
-        raise Busy(f'Zendesk answered {status}: too many requests, or maintenance', _retry_after(headers))
+        cause = 'too many requests' if status == 429 else 'maintenance, or too much to do'
+        raise Busy(f'Zendesk answered {status}, {cause}. Nothing to do but wait', _retry_after(headers))
     if status >= 500:
         raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
     try:

@@ -409,6 +409,7 @@ def test_zendesk_being_busy_is_told_with_the_time_to_wait(browser, zendesk):
     page = browser.get('/profile')
     assert page.status_code == 503
     assert page.headers['Retry-After'] == '7'
+    assert 'in 7 s' in page.text
 
 
 def test_only_practice_mode_says_that_it_is_one(app, browser):

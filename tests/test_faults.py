@@ -123,6 +123,7 @@ class Trial:
 def check(processes, home, faults, figure) -> list[Trial]:
     trials = {(name, column): Trial(processes, home, column, fault) for fault, name, *_ in faults for column in COLUMNS}
     outcomes = {key: trial.outcome() for key, trial in trials.items()}
+    figure('The status of the page after a fault; kept: the grant that was there before still works')
     figure('{:28}{:24}{:24}{}'.format('Zendesk', *COLUMNS))
     for _, name, *_ in faults:
         figure('{:28}{:24}{:24}{}'.format(name, *(outcomes[name, column] for column in COLUMNS)))

@@ -41,6 +41,13 @@ def workers(processes) -> list[int]:
     return [int(pid) for pid in re.findall(r'Booting worker with pid: (\d+)', processes.output) if runs(int(pid))]
 
 
+def kill(pids: list[int]) -> None:
+    """Kill these processes, and wait until the last of them has gone: a kill takes a moment."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(runs(pid) for pid in pids))
+
+
 def runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -186,8 +193,7 @@ def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(processes, gun
     visiting = in_the_background(visit)
     processes.wait_for_the_script_to_end()
     wait_until(lambda: afterwards == 'profile' or processes.refreshes() == 1)
-    for pid in workers(processes):
-        os.kill(pid, signal.SIGKILL)
+    kill(workers(processes))
     visiting.join()
 
     before = time.monotonic()
@@ -251,8 +257,7 @@ def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunico
                 wait_until(lambda: len(workers(processes)) == 4)
                 time.sleep(random.uniform(0.05, 0.15))  # noqa: S311
                 wait_until(temporary.exists, pause=0)
-                for pid in workers(processes):
-                    os.kill(pid, signal.SIGKILL)
+                kill(workers(processes))
                 interrupted += temporary.exists()
                 try:
                     json.loads(file.read_text())

@@ -123,17 +123,30 @@ def test_an_answer_can_come_byte_by_byte(address):
     ('script', 'problem'),
     [
         ({}, 'list of steps'),
+        (5, 'list of steps'),
         ([5], 'list of steps'),
-        ([{}], 'one of exchange, refresh, profile'),
+        ([{}], 'list of steps'),
         ([{'call': 'revoke'}], 'one of exchange, refresh, profile'),
+        ([{'call': ['profile']}], 'one of exchange, refresh, profile'),
         ([{'call': 'profile', 'staus': 500}], 'no staus'),
-        ([{'call': 'profile', 'status': '500'}], 'status'),
+        ([{'call': 'profile', 'status': '500'}], 'status must be a whole number from 200 to 599'),
+        ([{'call': 'profile', 'status': 99999}], 'status must be'),
+        ([{'call': 'profile', 'times': 0}], 'times must be'),
+        ([{'call': 'profile', 'delay': -1}], 'delay must be'),
+        ([{'call': 'profile', 'body': 5}], 'body must be'),
+        ([{'call': 'profile', 'headers': {'Retry-After': 7}}], 'headers must be'),
+        ([{'call': 'profile', 'cut': 1.5}], 'cut must be'),
     ],
 )
 def test_a_script_that_is_none_is_refused_with_a_reason(address, script, problem):
     answer = requests.post(f'{address}/practice/script', json=script, timeout=30)
     assert answer.status_code == 400
     assert problem in answer.json()['error']
+
+
+def test_a_script_that_is_no_json_is_refused(address):
+    answer = requests.post(f'{address}/practice/script', '[{', headers={'Content-Type': 'application/json'}, timeout=30)
+    assert answer.status_code == 400
 
 
 def test_another_sites_page_can_set_no_script(address):

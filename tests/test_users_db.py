@@ -97,9 +97,10 @@ def test_replacing_by_nothing_removes_the_record(db):
 @pytest.mark.parametrize(
     'record', [None, 5, [], {}, {'access_token': 'a'}, {'access_token': 'a', 'refresh_token': None}]
 )
-def test_a_bad_record_costs_one_user_at_most(db, record):
+def test_a_bad_record_costs_one_user_at_most(db, log, record):
     Path('users.json').write_text(json.dumps({'alice': record, 'bob': PAIR}))
     assert db.find('alice') is None
+    assert ['lacks a token' in line for line in log] == [True] * (record is not None)
     assert db.replace('alice', 'r', NEW) is None
     db.save('alice', NEW)
     assert (db.find('alice'), db.find('bob')) == (NEW, PAIR)
