@@ -6,10 +6,10 @@ from settings import load_settings
 bind = f'127.0.0.1:{load_settings().port}'
 # Load the app once, before the workers start.
 preload_app = True
-# While one visit waits for Zendesk, its worker serves others.
-threads = 4
-# No visit takes longer, with all its calls and locks as slow as they may be: a worker that is killed in the middle of a
-# refresh takes the new pair with it.
-timeout = graceful_timeout = 90  # seconds
+# A visit mostly waits, for Zendesk or for another visit's refresh; meanwhile its worker serves others.
+threads = 16
+# Longer than a visit takes, with all its calls and locks slow: a worker that is killed in the middle of a refresh takes
+# the new pair with it.
+timeout = graceful_timeout = 120  # seconds
 # %(U)s is the path without its query: the callback's query holds the authorization code.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s'

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,8 +18,8 @@ from requests.adapters import HTTPAdapter
 
 from settings import is_loopback
 
-CONNECT_TIMEOUT = 3  # seconds, for each address of the host
-CALL_TIMEOUT = 14  # seconds for all of a call, so that the page which tells of it is out within 15
+CONNECT_TIMEOUT = 3  # seconds, for each address that the host has
+CALL_TIMEOUT = 14  # seconds from the call to the last byte, so that a page which tells of it is out within 15
 MAX_ANSWER = 1024 * 1024  # bytes
 
 # urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens.
@@ -37,12 +38,15 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
     """
     Send one request (`data`, `headers`: those of requests) and return the answer, whatever its status.
 
+    Looking up the host's name has a time limit of its own, the resolver's.
+
     Raises:
         TimeoutError: no connection, or no whole answer, in time.
         ConnectionError: no answer, or one that is none. Both texts name the cause, and the second the remedy.
     """
     no_proxy = {'no_proxy': '*'} if is_loopback(urlsplit(url).hostname) else None  # talk on this machine stays there
-    body = b''
+    body = bytearray()
+    _deadline.set(time.monotonic() + CALL_TIMEOUT)
     try:
         # A session of its own for each call: no cookie goes from one user to the next.
         with (
@@ -78,7 +82,7 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
         ) from error
     if len(body) > MAX_ANSWER:
         raise ConnectionError(f'The answer has more than {MAX_ANSWER} bytes: who is it that answers there?')
-    return Answer(response.status_code, response.headers, body)
+    return Answer(response.status_code, response.headers, bytes(body))
 
 
 class _Session(requests.Session):
@@ -105,23 +109,25 @@ def _no_other_credentials(request: requests.PreparedRequest) -> requests.Prepare
 # --- The time limit --- #
 
 
+_deadline: ContextVar[float] = ContextVar('_deadline')  # when the call under way has to be over, in monotonic time
+
+
 class _TimedStream(io.RawIOBase):
     """
-    A socket's stream that ends when the socket's timeout has passed since it was opened.
+    A socket's stream that ends with the time for the call.
 
-    The timeout alone starts anew with each byte that arrives: a server that sends one every few seconds would hold
-    its caller for hours.
+    A socket's timeout alone starts anew with each byte that arrives: a server that sends one every few seconds would
+    hold its caller for hours.
     """
 
     def __init__(self, sock: socket.socket, stream: io.RawIOBase) -> None:
         self._socket, self._stream = sock, stream
-        self._deadline = time.monotonic() + (sock.gettimeout() or CALL_TIMEOUT)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
+        left = _deadline.get() - time.monotonic()
         if left <= 0:
             raise TimeoutError('the time for the whole call is over')
         self._socket.settimeout(left)

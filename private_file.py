@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -34,6 +35,19 @@ def write(path: str, text: str) -> None:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def rehearse(path: str) -> None:
+    """
+    Find out whether the file at `path` could be written now, with some more in it; nothing is left behind.
+
+    Raises:
+        OSError: it could not.
+    """
+    target = Path(path).resolve()
+    size = target.stat().st_size if target.exists() else 0
+    with tempfile.TemporaryFile(dir=target.parent) as file:  # a file without a name: gone even after a crash
+        file.write(bytes(size + 4096))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -112,7 +112,7 @@ def keep_secrets_out_of_the_log() -> None:
 
 def drop_query(record: logging.LogRecord) -> bool:
     """Shorten the address in a line of a server's log to its path."""
-    record.msg, record.args = re.sub(r'\?.*?( HTTP/|$)', r'\1', record.getMessage(), flags=re.DOTALL), ()
+    record.msg, record.args = re.sub(r'\?.*(?= HTTP/)|\?.*$', '', record.getMessage(), flags=re.DOTALL), ()
     return True
 
 

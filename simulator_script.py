@@ -21,6 +21,7 @@ that have been answered, or would have been.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -40,13 +41,16 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'status': ('a whole number from 200 to 599', lambda value: type(value) is int and 200 <= value <= 599),
     'body': ('a text', lambda value: isinstance(value, str)),
     'headers': (
-        'an object with texts',
-        lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
+        'an object with texts in ASCII',
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(text, str) and re.fullmatch('[ -~]*', text) for pair in value.items() for text in pair)
+        ),
     ),
     'cut': ('a whole number', lambda value: type(value) is int),
     **dict.fromkeys(
         ('delay', 'hold', 'trickle'),
-        ('a number of seconds', lambda value: type(value) in (int, float) and value >= 0),
+        ('a number of seconds, 3600 at most', lambda value: type(value) in (int, float) and 0 <= value <= 3600),
     ),
 }
 
@@ -80,6 +84,12 @@ def follow_scripts(app: Flask) -> None:
             return jsonify(list(_journal))
 
     @app.before_request
+    def refuse_strangers() -> ResponseReturnValue | None:
+        """Let no page of another site in that has its own name lead to this machine (DNS rebinding)."""
+        known = request.host.rpartition(':')[0] in ('localhost', '127.0.0.1')
+        return None if known or not request.path.startswith('/practice/') else ({'error': 'not by that name'}, 400)
+
+    @app.before_request
     def answer_by_the_script() -> ResponseReturnValue | None:
         g.call, g.began = _kind_of_call(), time.time()
         g.step = step = _next_step(g.call)
@@ -92,7 +102,7 @@ def follow_scripts(app: Flask) -> None:
 
     @app.after_request
     def note_and_mutilate(response: Response) -> Response:
-        if g.call is None:
+        if g.get('call') is None:
             return response
         with _lock:
             _journal.append({'call': g.call, 'status': response.status_code, 'began': g.began, 'ended': time.time()})

@@ -17,9 +17,10 @@ import private_file
 from problems import Problem
 
 WRITE_TIMEOUT = 10  # seconds to wait for another write
-REFRESH_TIMEOUT = 20  # seconds to wait for another refresh of the same user's tokens; one takes 14 at most
+NEW_PAIR_TIMEOUT = 60  # seconds to wait for it with a pair in hand that Zendesk has just issued: giving up loses it
+REFRESH_TIMEOUT = 10  # seconds to wait for another refresh of the same user's tokens
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
-CLOCK_TICK = 0.1  # seconds; two changes of a file that are further apart have different times
+CLOCK_TICK, COARSE_CLOCK_TICK = 0.1, 3  # seconds; changes that are further apart have different times
 GRACE = 24 * 3600  # seconds that a record outlives its refresh token: clocks differ
 
 REMEDY = 'Check the disk, and the permissions of the folder and the file'
@@ -32,14 +33,17 @@ class StoreError(Problem):
 
     status = 503
     title = 'The app can not reach its stored data'
-    advice = 'Nothing is lost. Please try again in a moment; whoever runs the app finds the reason in its log.'
+    advice = (
+        'Please try again in a moment. If the app asks you for access then, grant it once more. '
+        'Whoever runs the app finds the reason in its log.'
+    )
 
 
 class StoreBusy(StoreError):
     """Somebody else holds the lock, and does not let go in time."""
 
     title = 'The app is busy'
-    advice = 'Nothing is lost. Please try again in a moment.'
+    advice = 'Please try again in a moment.'
     retry_after = 10
 
 
@@ -80,8 +84,11 @@ class UsersDb:
                 pass
         with self._changing() as records:
             now = time.time()
-            for dead in [user_id for user_id, record in records.items() if _is_dead(record, now)]:
-                del records[dead]
+            dead = [user_id for user_id, record in records.items() if _is_dead(record, now)]
+            if dead:
+                logger.info('Dropping the records of {} users: their refresh tokens died long ago', len(dead))
+            for dead_id in dead:
+                del records[dead_id]
             records[user_id] = record
 
     def remove(self, user_id: str) -> None:
@@ -95,7 +102,7 @@ class UsersDb:
 
         Whatever came in between stays: a removed grant does not come back, and a newer one is not overwritten.
         """
-        with self._changing() as records:
+        with self._changing(NEW_PAIR_TIMEOUT) as records:
             stored = _usable(records.get(user_id))
             if stored is None or stored['refresh_token'] != refresh_token:
                 return stored
@@ -106,9 +113,11 @@ class UsersDb:
             return record
 
     def rehearse(self) -> None:
-        """Write the file as it is: what can not be written is better known before Zendesk deletes the old tokens."""
-        with self._changing(rehearsal=True):
-            pass
+        """Fail if the file could not be written: better now than when Zendesk has deleted the old tokens."""
+        try:
+            private_file.rehearse(self.path)
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be written: {error.strerror}. {REMEDY}") from error
 
     @contextlib.contextmanager
     def refreshing(self, user_id: str) -> Iterator[None]:
@@ -135,12 +144,12 @@ class UsersDb:
                 with contextlib.suppress(FileNotFoundError):  # swept by another process
                     if marker.stat().st_mtime < time.time() - seconds:
                         marker.unlink()
-            (folder / key).touch(mode=0o600, exist_ok=False)
-        except FileExistsError:
-            return False
+            with contextlib.suppress(FileExistsError):
+                (folder / key).touch(mode=0o600, exist_ok=False)
+                return True
         except OSError as error:
             raise StoreError(f"{folder} can't be written: {error.strerror}. {REMEDY}") from error
-        return True
+        return False
 
     def _current(self) -> dict[str, Any]:
         """Return the records, not to be changed. As long as the file is the same one, it is not read again."""
@@ -159,8 +168,10 @@ class UsersDb:
         except _NotJson:
             with _locked(f'{self.path}.lock', WRITE_TIMEOUT):
                 return self._read_or_set_aside()
-        # Right after a change, another one could still leave the file with the same times and size.
-        if max(status.st_mtime, status.st_ctime) < now - CLOCK_TICK:
+        # Right after a change, another one could still leave the file with the same times and size. Times without a
+        # fraction come from a disk that counts in seconds.
+        tick = CLOCK_TICK if status.st_mtime_ns % 10**9 else COARSE_CLOCK_TICK
+        if max(status.st_mtime, status.st_ctime) < now - tick:
             UsersDb._last_read = version, records
         return records
 
@@ -203,13 +214,13 @@ class UsersDb:
         return {}
 
     @contextlib.contextmanager
-    def _changing(self, rehearsal: bool = False) -> Iterator[dict[str, Any]]:
+    def _changing(self, timeout: float = WRITE_TIMEOUT) -> Iterator[dict[str, Any]]:
         """Lend the records for a change, and write them if there was one."""
-        with _locked(f'{self.path}.lock', WRITE_TIMEOUT):
+        with _locked(f'{self.path}.lock', timeout):
             records = self._read_or_set_aside()
             before = dict(records)
             yield records
-            if rehearsal or records != before:
+            if records != before:
                 try:
                     private_file.write(self.path, json.dumps(records, sort_keys=True, indent=2) + '\n')
                 except OSError as error:
@@ -248,4 +259,4 @@ def _usable(record: Any) -> Record | None:
 
 def _is_dead(record: Any, now: float) -> bool:
     expires_at = record.get('refresh_token_expires_at') if isinstance(record, dict) else None
-    return isinstance(expires_at, (int, float)) and expires_at + GRACE < now
+    return type(expires_at) is int and expires_at + GRACE < now

@@ -351,9 +351,9 @@ def add_headers(response: Response) -> Response:
 
 
 class QuietHandler(WSGIRequestHandler):
-    """The built-in server without its access log: the lines above tell the story, and addresses here hold codes."""
+    """The built-in server without its log: the lines above tell the story, and addresses here hold codes."""
 
-    def log_request(self, code: int | str = '-', size: int | str = '-') -> None:
+    def log(self, type: str, message: str, *args: object) -> None:
         pass
 
 

@@ -148,10 +148,11 @@ def log():
 def full_disk(monkeypatch):
     """No file can be written any more."""
 
-    def no_space(path, text):
+    def no_space(*args):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('private_file.write', no_space)
+    monkeypatch.setattr('private_file.rehearse', no_space)
 
 
 # --- Real processes --- #

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -126,7 +127,6 @@ def set_aside() -> list[Path]:
         lambda db: db.find('alice'),
         lambda db: db.remove('alice'),
         lambda db: db.replace('alice', 'r', NEW),
-        lambda db: db.rehearse(),
         lambda db: db.save('alice', NEW),
     ],
 )
@@ -197,25 +197,28 @@ def test_a_file_that_has_not_changed_is_read_once(db, parsed):
     assert len(parsed) == 1
 
 
-def test_a_change_that_leaves_times_and_size_as_they_were_is_seen(db, monkeypatch):
-    """A file system's clock may tick only every few milliseconds, and a quick script edits a digit in between."""
-    real_stat, tick = Path.stat, int(users_db.CLOCK_TICK * 10**9 / 2)
+@pytest.mark.parametrize('tick', [50_000_000, 2_000_000_000])
+def test_a_change_that_leaves_times_and_size_as_they_were_is_seen(db, monkeypatch, tick):
+    """A file system's clock may tick every few milliseconds, or seconds, and a script edits a digit in between."""
+    real_stat = Path.stat
 
     def coarse_stat(path, **kwargs):
         status = real_stat(path, **kwargs)
         ctime = status.st_ctime_ns // tick * tick
+        mtime = 1 if tick < 10**9 else 0  # such as a copy that keeps the times has
         return types.SimpleNamespace(
             st_dev=status.st_dev,
             st_ino=status.st_ino,
             st_size=status.st_size,
-            st_mtime=0,  # such as a copy that keeps the times has
-            st_mtime_ns=0,
+            st_mtime=mtime / 10**9,
+            st_mtime_ns=mtime,
             st_ctime=ctime / 10**9,
             st_ctime_ns=ctime,
         )
 
     monkeypatch.setattr(Path, 'stat', coarse_stat)
     for number in range(100, 300):
+        time.sleep(0.002 if tick > 10**9 else 0)
         record = {'access_token': str(number), 'refresh_token': 'r'}
         with Path('users.json').open('w') as file:
             json.dump({'alice': record}, file)
@@ -255,10 +258,11 @@ def let_some_time_pass() -> None:
 # --- Records whose refresh token has died --- #
 
 
-def test_a_new_grant_clears_away_the_records_whose_refresh_token_has_died(db, clock):
+def test_a_new_grant_clears_away_the_records_whose_refresh_token_has_died(db, clock, log):
     week = 7 * 24 * 3600
-    db.save('alice', {**PAIR, 'refresh_token_expires_at': clock.now + week})
-    db.save('bob', {**PAIR, 'refresh_token_expires_at': clock.now + 2 * week})
+    clock.now = now = 1_800_000_000
+    db.save('alice', {**PAIR, 'refresh_token_expires_at': now + week})
+    db.save('bob', {**PAIR, 'refresh_token_expires_at': now + 2 * week})
     db.save('carol', {**PAIR, 'refresh_token_expires_at': None})
     db.save('dave', PAIR)
     clock.advance(week + users_db.GRACE - 1)
@@ -267,6 +271,8 @@ def test_a_new_grant_clears_away_the_records_whose_refresh_token_has_died(db, cl
     clock.advance(2)
     db.save('frank', PAIR)
     assert set(json.loads(Path('users.json').read_text())) == {'bob', 'carol', 'dave', 'erin', 'frank'}
+    assert len(log) == 1
+    assert 'records of 1 users' in log[0]
 
 
 def test_a_refresh_clears_away_nothing_not_even_its_own_record(db):
@@ -278,7 +284,7 @@ def test_a_refresh_clears_away_nothing_not_even_its_own_record(db):
     assert json.loads(Path('users.json').read_text()) == {'alice': NEW, 'bob': dead}
 
 
-@pytest.mark.parametrize('expires_at', ['5', None, [], {}, float('nan')])
+@pytest.mark.parametrize('expires_at', ['5', None, [], {}, float('nan'), True, 5.0])
 def test_a_record_with_a_nonsensical_time_stays(db, expires_at):
     Path('users.json').write_text(json.dumps({'alice': {**PAIR, 'refresh_token_expires_at': expires_at}, 'bob': 5}))
     db.save('carol', PAIR)
@@ -288,12 +294,51 @@ def test_a_record_with_a_nonsensical_time_stays(db, expires_at):
 # --- Writing --- #
 
 
-def test_a_rehearsal_writes_the_same_again(db, monkeypatch):
-    db.save('alice', PAIR)
-    before = Path('users.json').stat().st_mtime_ns, Path('users.json').read_text()
+def test_a_rehearsal_changes_nothing_and_leaves_nothing(db):
     db.rehearse()
-    assert Path('users.json').stat().st_mtime_ns > before[0]
-    assert Path('users.json').read_text() == before[1]
+    assert files() == []
+    db.save('alice', PAIR)
+    before = Path('users.json').stat()
+    db.rehearse()
+    assert Path('users.json').stat() == before
+    assert files() == ['users.json']
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='a limit on what a process may write is a matter of POSIX systems')
+def test_a_rehearsal_fails_where_the_file_and_some_more_would_not_fit(db):
+    program = """if True:
+        import resource, sys, users_db
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+        try:
+            users_db.UsersDb('users.json').rehearse()
+        except users_db.StoreError as error:
+            print(error)
+    """
+    Path('users.json').write_text(' ' * 10_000)
+    said = [
+        subprocess.run(
+            [sys.executable, '-c', program, limit], env=environment(), capture_output=True, text=True, check=True
+        ).stdout
+        for limit in ('11000', '20000')
+    ]
+    assert "users.json can't be written: File too large" in said[0]
+    assert said[1] == ''
+
+
+def test_a_rehearsal_fails_where_the_folder_is_not_there():
+    with pytest.raises(StoreError):
+        UsersDb('no/such/folder/users.json').rehearse()
+
+
+def test_a_pair_that_was_just_issued_waits_longer_for_its_turn_than_other_writes(db, monkeypatch):
+    db.save('alice', PAIR)
+    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.05)
+    lock = users_db.FileLock('users.json.lock', thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    with pytest.raises(StoreBusy):
+        db.save('bob', PAIR)
+    assert db.replace('alice', 'r', NEW) == NEW
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='file modes are a matter of POSIX systems')
