@@ -16,8 +16,7 @@ from loguru import logger
 import private_file
 from problems import Problem
 
-WRITE_TIMEOUT = 10  # seconds to wait for another write
-NEW_PAIR_TIMEOUT = 60  # seconds to wait for it with a pair in hand that Zendesk has just issued: giving up loses it
+WRITE_TIMEOUT = 60  # seconds to wait for other writes: whoever gives up loses a pair that Zendesk has just issued
 REFRESH_TIMEOUT = 10  # seconds to wait for another refresh of the same user's tokens
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
 CLOCK_TICK, COARSE_CLOCK_TICK = 0.1, 3  # seconds; changes that are further apart have different times
@@ -102,7 +101,7 @@ class UsersDb:
 
         Whatever came in between stays: a removed grant does not come back, and a newer one is not overwritten.
         """
-        with self._changing(NEW_PAIR_TIMEOUT) as records:
+        with self._changing() as records:
             stored = _usable(records.get(user_id))
             if stored is None or stored['refresh_token'] != refresh_token:
                 return stored
@@ -214,9 +213,9 @@ class UsersDb:
         return {}
 
     @contextlib.contextmanager
-    def _changing(self, timeout: float = WRITE_TIMEOUT) -> Iterator[dict[str, Any]]:
+    def _changing(self) -> Iterator[dict[str, Any]]:
         """Lend the records for a change, and write them if there was one."""
-        with _locked(f'{self.path}.lock', timeout):
+        with _locked(f'{self.path}.lock', WRITE_TIMEOUT):
             records = self._read_or_set_aside()
             before = dict(records)
             yield records

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -48,15 +49,21 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
         self.running[port] = process
         wait_until(lambda: listens(port) or process.poll() is not None)
         assert process.poll() is None, self.output
 
     def stop(self, port: int) -> None:
+        """End a server; one that does not end by itself is killed with all its processes."""
         process = self.running.pop(port)
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # gunicorn waits for a process that it started in this very moment
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
 
     def stop_all(self) -> None:
         for port in list(self.running):

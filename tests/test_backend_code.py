@@ -48,6 +48,15 @@ def test_stored_tokens_are_retrieved_for_their_user_only(signed_in):
     assert backend_code.retrieve_oauth_tokens_from_db() == {'error': 'tokens_not_found'}
 
 
+@pytest.mark.parametrize('user_id', [None, ''])
+def test_nobody_is_no_user(app, user_id):
+    store(**{'': PAIR, 'None': PAIR})
+    with app.test_request_context():
+        session['user_id'] = user_id
+        assert backend_code.retrieve_oauth_tokens_from_db() == {'error': 'tokens_not_found'}
+        assert backend_code.current_user_id() is None
+
+
 def test_storing_keeps_every_other_users_record(signed_in):
     backend_code.store_oauth_tokens_in_db(NEW)
     assert stored() == {'alice': NEW, 'bob': OTHER}

@@ -118,6 +118,21 @@ def test_nobody_waits_for_somebody_elses_refresh(processes, gunicorn_home, figur
 
 
 @pytest.mark.gunicorn
+def test_more_slow_visits_than_processes_hold_up_nobody_else(processes, gunicorn_home):
+    visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
+    visitor.grant()
+    other.grant()
+    processes.script({'call': 'profile', 'delay': 3, 'times': 12})
+    slow = [in_the_background(lambda: profiles(gunicorn_home, [visitor], 1)) for _ in range(12)]
+    processes.wait_for_the_script_to_end()
+    other.visit(f'{gunicorn_home}profile')
+    assert other.greeting == f'👋 Hi, {AGENT}!'
+    assert all(visit.is_alive() for visit in slow)
+    for visit in slow:
+        visit.join()
+
+
+@pytest.mark.gunicorn
 def test_a_401_because_a_sibling_has_just_refreshed_uses_the_siblings_pair(processes, gunicorn_home):
     visitor, sibling = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant()

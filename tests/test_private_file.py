@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -38,14 +39,21 @@ def test_the_file_is_private_from_the_moment_it_exists(tmp_path, monkeypatch):
 
 
 def test_the_text_is_on_the_disk_before_the_old_file_goes(tmp_path, monkeypatch):
-    order = []
-    fsync, replace = os.fsync, private_file.Path.replace
-    monkeypatch.setattr(os, 'fsync', lambda descriptor: (order.append('fsync'), fsync(descriptor)))
+    order, sizes = [], []
+    real_fsync, replace = os.fsync, private_file.Path.replace
+
+    def fsync(descriptor):
+        order.append('fsync')
+        sizes.append(os.fstat(descriptor).st_size)
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
     monkeypatch.setattr(
         private_file.Path, 'replace', lambda self, target: (order.append('replace'), replace(self, target))
     )
     private_file.write(str(tmp_path / 'file'), 'text')
     assert order == ['fsync', 'replace'] + ['fsync'] * (os.name == 'posix')  # the last is the folder's
+    assert sizes[0] == len('text')
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -60,3 +68,46 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeyp
         private_file.write(str(path), 'new')
     assert path.read_text() == 'old'
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links are a matter of POSIX systems')
+def test_where_the_path_is_a_link_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'file').write_text('old')
+    (tmp_path / 'link').symlink_to(tmp_path / 'data' / 'file')
+    private_file.write(str(tmp_path / 'link'), 'new')
+    private_file.rehearse(str(tmp_path / 'link'))
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'data' / 'file').read_text() == 'new'
+    assert sorted(path.name for path in tmp_path.rglob('*')) == ['data', 'file', 'link']
+
+
+def test_the_cause_of_a_failed_write_is_told_and_not_that_of_the_tidying_up(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(os, 'open', refuse)
+    with pytest.raises(PermissionError):
+        private_file.write(str(tmp_path / 'file'), 'text')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links are a matter of POSIX systems')
+def test_what_is_planted_in_the_place_of_the_temporary_file_is_not_written_to(tmp_path, monkeypatch):
+    (tmp_path / 'elsewhere').write_text('theirs')
+    (tmp_path / 'file.tmp').symlink_to(tmp_path / 'elsewhere')
+    monkeypatch.setattr(private_file.Path, 'unlink', lambda self, missing_ok=False: None)  # planted after that
+    with pytest.raises(FileExistsError):
+        private_file.write(str(tmp_path / 'file'), 'secret')
+    assert (tmp_path / 'elsewhere').read_text() == 'theirs'
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='open files are counted where Linux lists them')
+def test_no_file_stays_open(tmp_path):
+    def open_files():
+        return len(list(Path('/proc/self/fd').iterdir()))
+
+    before = open_files()
+    for _ in range(10):
+        private_file.write(str(tmp_path / 'file'), 'text')
+        private_file.rehearse(str(tmp_path / 'file'))
+    assert open_files() <= before

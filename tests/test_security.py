@@ -213,6 +213,11 @@ def raw_get(app, host: str, target: str):
     return answer
 
 
+def test_only_a_get_is_sent_to_the_canonical_host(browser):
+    assert browser.post('/', base_url='http://127.0.0.1:3000').status_code == 405
+    assert browser.head('/', base_url='http://127.0.0.1:3000').status_code == 200
+
+
 def test_what_comes_to_the_canonical_host_stays_there(browser):
     for host in ('localhost:3000', 'localhost'):
         assert browser.get('/', headers={'Host': host}).status_code == 200
@@ -253,11 +258,18 @@ CALLBACK = '/zendesk/oauth/callback?error_description=a\u3000b\xa0c&code=canary&
         ('werkzeug', '"%s" %s', (f'GET {CALLBACK} HTTP/1.1', '302'), '"GET /zendesk/oauth/callback HTTP/1.1" 302'),
         ('gunicorn.error', 'Error handling request %s', (CALLBACK,), 'Error handling request /zendesk/oauth/callback'),
         (
+            'werkzeug',  # what it says of a line that is no request
+            'code %d, message %s',
+            (400, f"Bad request syntax ('GET {CALLBACK} HTTP/1.1 &code=canary HTTP/1.1')"),
+            "code 400, message Bad request syntax ('GET /zendesk/oauth/callback HTTP/1.1')",
+        ),
+        (
             'gunicorn.access',  # in gunicorn's own format, where somebody starts it without our settings
             '%(h)s "%(r)s" %(s)s "%(f)s"',
             ({'h': '::1', 'r': f'GET {CALLBACK} HTTP/1.1', 's': '302', 'f': f'http://localhost{CALLBACK}'},),
             '::1 "GET /zendesk/oauth/callback HTTP/1.1" 302 "http://localhost/zendesk/oauth/callback',
         ),
+        ('gunicorn.error', '%s', ('/callback?a=\ncode=canary HTTP/1.1',), '/callback HTTP/1.1'),
         ('gunicorn.access', '"%s %s"', ('GET', '/a\n\x1b[31m"GET /'), r'"GET /a\n\x1b[31m"GET /"'),
     ],
 )

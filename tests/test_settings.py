@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import stat
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from servers import PROJECT, environment
 
+import http_client
 import settings as settings_module
+import users_db
 import zendesk_simulator
 from settings import SettingsError, read_settings
 
@@ -293,3 +296,12 @@ def test_a_key_file_that_can_not_be_used_is_explained(start, tmp_path):
     assert ended.returncode == 4
     assert 'SECRET_KEY' in ended.stderr
     assert 'Traceback' not in ended.stderr
+
+
+def test_gunicorn_listens_here_only_and_gives_a_slow_visit_its_time():
+    gunicorn = runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))
+    assert gunicorn['bind'] == '127.0.0.1:3000'
+    assert gunicorn['preload_app'] is True
+    assert gunicorn['threads'] > 1
+    longest = 3 * http_client.CALL_TIMEOUT + users_db.REFRESH_TIMEOUT + users_db.WRITE_TIMEOUT
+    assert gunicorn['timeout'] == gunicorn['graceful_timeout'] > longest

@@ -80,6 +80,13 @@ def test_a_token_request_sent_as_json_has_its_kind_too(address):
     assert answer.status_code == 500
 
 
+@pytest.mark.parametrize('body', ['{"grant_type', '[]', 'null'])
+def test_a_token_request_that_is_no_object_is_left_to_the_token_endpoint(address, body):
+    answer = requests.post(f'{address}/oauth/tokens', body, headers={'Content-Type': 'application/json'}, timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()['error'] == 'invalid_request'
+
+
 def test_a_delay_is_waited_for(address):
     script(address, {'call': 'profile', 'delay': 0.3})
     before = time.monotonic()
@@ -133,6 +140,8 @@ def test_an_answer_can_come_byte_by_byte(address):
         ([{'call': 'profile', 'status': 99999}], 'status must be'),
         ([{'call': 'profile', 'times': 0}], 'times must be'),
         ([{'call': 'profile', 'delay': -1}], 'delay must be'),
+        ([{'call': 'profile', 'delay': 1e300}], 'delay must be'),
+        ([{'call': 'profile', 'headers': {'X': 'a\r\nb'}}], 'headers must be'),
         ([{'call': 'profile', 'body': 5}], 'body must be'),
         ([{'call': 'profile', 'headers': {'Retry-After': 7}}], 'headers must be'),
         ([{'call': 'profile', 'cut': 1.5}], 'cut must be'),
@@ -142,6 +151,14 @@ def test_a_script_that_is_none_is_refused_with_a_reason(address, script, problem
     answer = requests.post(f'{address}/practice/script', json=script, timeout=30)
     assert answer.status_code == 400
     assert problem in answer.json()['error']
+
+
+def test_a_foreign_name_for_this_machine_is_refused(address):
+    """A page of another site can have its own name lead here, and is then no other site to the browser."""
+    for path in ('script', 'journal'):
+        answer = requests.get(f'{address}/practice/{path}', headers={'Host': 'evil.example:3001'}, timeout=30)
+        assert answer.status_code == 400
+    assert requests.get(f'{address}/practice/script', headers={'Host': 'localhost:3001'}, timeout=30).status_code == 200
 
 
 def test_a_script_that_is_no_json_is_refused(address):

@@ -146,6 +146,52 @@ def test_a_file_that_is_no_store_is_set_aside_loudly(db, impatient, log, content
     assert len(log) == 1
 
 
+def test_many_who_find_the_file_unreadable_at_once_set_it_aside_once(db, impatient):
+    Path('users.json').write_text('broken')
+    together = threading.Barrier(8)
+
+    def find(_):
+        together.wait()
+        return db.find('alice')
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(find, range(8))) == [None] * 8
+    assert len(set_aside()) == 1
+
+
+def test_a_file_is_set_aside_under_the_lock_of_the_writers_only(db, impatient, monkeypatch):
+    """Else it could be the good one that a writer has put there a moment ago."""
+    Path('users.json').write_text('broken')
+    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.1)
+    with users_db.FileLock('users.json.lock'), pytest.raises(StoreBusy):
+        db.find('alice')
+    assert set_aside() == []
+
+
+def test_a_file_that_can_not_be_read_for_a_moment_stays_and_is_an_error(db, monkeypatch):
+    db.save('alice', PAIR)
+
+    def refuse(self, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'read_text', refuse)
+        for use in (lambda: db.find('alice'), lambda: db.save('bob', PAIR)):
+            with pytest.raises(StoreError, match='Permission denied'):
+                use()
+    assert files() == ['users.json']
+    assert db.find('alice') == PAIR
+
+
+def test_what_is_in_the_way_of_the_file_or_its_lock_is_an_error(db):
+    Path('file').touch()
+    with pytest.raises(StoreError, match="can't be read"):
+        UsersDb('file/users.json').find('alice')
+    Path('users.json.lock').mkdir()
+    with pytest.raises(StoreError, match="can't be had"):
+        db.save('alice', PAIR)
+
+
 def test_each_unreadable_file_gets_a_name_of_its_own(db, impatient):
     for number in range(3):
         Path('users.json').write_text(f'broken {number}')
@@ -163,6 +209,12 @@ def test_a_file_that_somebody_is_just_saving_is_waited_for(db, monkeypatch, use)
     assert use(db) in (PAIR, NEW)
     assert db.find('bob') == PAIR
     assert set_aside() == []
+
+
+def test_an_editor_has_some_time_to_finish(db):
+    Path('users.json').write_text('{')
+    threading.Timer(0.3, lambda: Path('users.json').write_text(json.dumps({'alice': PAIR}))).start()
+    assert db.find('alice') == PAIR
 
 
 def test_a_file_that_can_not_be_set_aside_stays_and_is_an_error(db, impatient, monkeypatch):
@@ -231,6 +283,10 @@ def test_a_change_is_seen_after_a_long_time_without_one(db):
         let_some_time_pass()
         assert db.find('alice') == record
         assert db.find('alice') == record
+    times = Path('users.json').stat()
+    Path('users.json').write_text(json.dumps({'alice': {'access_token': 'b2', 'refresh_token': 's2'}}))
+    os.utime('users.json', ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert db.find('alice') == {'access_token': 'b2', 'refresh_token': 's2'}
     Path('users.json').unlink()
     assert db.find('alice') is None
 
@@ -273,6 +329,14 @@ def test_a_new_grant_clears_away_the_records_whose_refresh_token_has_died(db, cl
     assert set(json.loads(Path('users.json').read_text())) == {'bob', 'carol', 'dave', 'erin', 'frank'}
     assert len(log) == 1
     assert 'records of 1 users' in log[0]
+
+
+def test_clocks_that_differ_by_some_hours_cost_no_record(db, clock):
+    clock.now = 1_800_000_000
+    db.save('alice', {**PAIR, 'refresh_token_expires_at': 1_800_000_000})
+    clock.advance(23 * 3600)
+    db.save('bob', PAIR)
+    assert db.find('alice')
 
 
 def test_a_refresh_clears_away_nothing_not_even_its_own_record(db):
@@ -330,15 +394,15 @@ def test_a_rehearsal_fails_where_the_folder_is_not_there():
         UsersDb('no/such/folder/users.json').rehearse()
 
 
-def test_a_pair_that_was_just_issued_waits_longer_for_its_turn_than_other_writes(db, monkeypatch):
-    db.save('alice', PAIR)
-    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.05)
+def test_a_write_waits_for_another_one_but_not_for_ever(db, monkeypatch):
     lock = users_db.FileLock('users.json.lock', thread_local=False)
     lock.acquire()
-    threading.Timer(0.5, lock.release).start()
-    with pytest.raises(StoreBusy):
+    threading.Timer(0.3, lock.release).start()
+    db.save('alice', PAIR)
+    assert db.find('alice') == PAIR
+    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.1)
+    with lock, pytest.raises(StoreBusy):
         db.save('bob', PAIR)
-    assert db.replace('alice', 'r', NEW) == NEW
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='file modes are a matter of POSIX systems')
@@ -398,6 +462,27 @@ def test_a_lock_that_can_not_be_had_is_an_error_after_a_while(db, monkeypatch):
             pass
 
 
+def test_a_failed_refresh_gives_the_lock_back(db, monkeypatch):
+    monkeypatch.setattr(users_db, 'REFRESH_TIMEOUT', 0.1)
+    with pytest.raises(ZeroDivisionError) as kept, db.refreshing('alice'):  # an exception that is kept holds its frames
+        1 / 0  # noqa: B018
+    assert list(Path().iterdir()) == []
+    with db.refreshing('alice'):
+        pass
+    assert kept
+
+
+@pytest.mark.parametrize('user_id', ['a/b', '../x', 'x' * 300, 'Zoë 山田'])
+def test_any_user_id_will_do_for_a_lock(db, user_id):
+    with db.refreshing(user_id):
+        assert len(list(Path().iterdir())) == 1
+
+
+def test_a_lock_file_that_somebody_has_removed_does_no_harm(db):
+    with db.refreshing('alice'):
+        locks()[0].unlink()
+
+
 def test_one_refresh_at_a_time_over_threads_and_processes(db):
     program = """if True:
         import os, threading, time, users_db
@@ -429,7 +514,7 @@ def test_refreshes_leave_no_files_behind(db):
     assert list(Path().iterdir()) == []
 
 
-def test_a_grant_clears_away_the_locks_of_killed_refreshes_and_no_others(db):
+def test_a_grant_clears_away_the_locks_of_killed_refreshes_and_no_others(db, monkeypatch):
     program = """if True:
         import os, signal, sys, users_db
         with users_db.UsersDb('users.json').refreshing(sys.argv[1]):
@@ -441,9 +526,24 @@ def test_a_grant_clears_away_the_locks_of_killed_refreshes_and_no_others(db):
     with db.refreshing('alice'):  # which does not wait for the dead
         db.save('carol', PAIR)
         [held] = locks()
+        timeouts = []
+        real_locked = users_db._locked
+
+        def locked(path, timeout, **kwargs):
+            timeouts.append(timeout)
+            return real_locked(path, timeout, **kwargs)
+
+        monkeypatch.setattr(users_db, '_locked', locked)
         db.save('carol', NEW)
         assert locks() == [held]
+        assert timeouts == [0, users_db.WRITE_TIMEOUT]  # nobody waits for a refresh that is alive
     assert locks() == []
+
+
+def test_a_grant_clears_away_no_other_programs_locks(db):
+    Path('poetry.lock').touch()
+    db.save('alice', PAIR)
+    assert Path('poetry.lock').exists()
 
 
 def locks() -> list[Path]:
@@ -472,11 +572,29 @@ def test_a_key_is_used_once_even_by_many_at_once(db):
     assert db.first_use('other', 600)
 
 
+def test_a_marker_that_another_process_has_just_swept_is_no_error(db, monkeypatch):
+    real_iterdir = Path.iterdir
+    monkeypatch.setattr(Path, 'iterdir', lambda self: iter([*real_iterdir(self), self / 'gone']))
+    assert db.first_use('key', 600)
+
+
+def test_a_key_is_marked_in_one_step(db, monkeypatch):
+    assert db.first_use('key', 600)
+    monkeypatch.setattr(Path, 'exists', lambda self: False)  # a look before would come too early
+    assert not db.first_use('key', 600)
+
+
 def test_markers_of_used_keys_go_when_their_time_is_over(db):
     assert db.first_use('key', 600)
     os.utime('users.json.used/key', (0, 0))
     assert db.first_use('other', 600)
     assert list(Path('users.json.used').iterdir()) == [Path('users.json.used/other')]
+
+
+def test_a_file_in_the_place_of_the_markers_is_an_error_and_no_used_key(db):
+    Path('users.json.used').touch()
+    with pytest.raises(StoreError):
+        db.first_use('key', 600)
 
 
 def test_markers_that_can_not_be_written_are_an_error(db):

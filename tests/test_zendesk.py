@@ -162,6 +162,45 @@ def test_halves_of_surrogate_pairs_are_replaced_in_name_and_role(zendesk):
     assert zendesk_module.show_self('an-access-token') == {'name': 'n?', 'role': 'r?'}
 
 
+@pytest.mark.parametrize('user', [{'name': 5}, {'name': None}, {'role': 5}, {'role': None}, {'id': '1'}, {'id': True}])
+def test_a_user_with_fields_of_other_types_is_not_shown(zendesk, user):
+    zendesk.get(SHOW_SELF, json={'user': {**USER['user'], **user}})
+    with pytest.raises(ZendeskError):
+        zendesk_module.show_self('an-access-token')
+
+
+def test_a_status_that_is_not_documented_for_a_profile_is_an_error(zendesk):
+    zendesk.get(SHOW_SELF, status=206, json=USER)
+    with pytest.raises(ZendeskError, match='206'):
+        zendesk_module.show_self('an-access-token')
+
+
+@pytest.mark.parametrize('error', ['invalid_scope', 'unauthorized_client', 'invalid_request'])
+def test_an_error_of_the_setup_is_named(zendesk, error):
+    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
+    with pytest.raises(SetupError, match=error):
+        zendesk_module.refresh('old-refresh')
+
+
+@pytest.mark.parametrize('status', [400, 401, 403])
+def test_invalid_grant_counts_with_any_status_for_an_error_of_the_client(zendesk, status):
+    zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
+    with pytest.raises(InvalidGrant):
+        zendesk_module.refresh('old-refresh')
+
+
+@pytest.mark.parametrize('token_type', ['bearer', 'Bearer', 'BEARER'])
+def test_the_case_of_the_token_type_does_not_matter(zendesk, token_type):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'token_type': token_type})
+    assert zendesk_module.refresh('old-refresh')['access_token'] == 'new-access'
+
+
+def test_an_answer_that_names_no_scope_has_the_one_asked_for(zendesk, log):
+    zendesk.post(TOKEN_ENDPOINT, json={name: value for name, value in NEW_PAIR.items() if name != 'scope'})
+    zendesk_module.refresh('old-refresh')
+    assert log == []
+
+
 def test_a_403_is_a_missing_permission(zendesk):
     zendesk.get(SHOW_SELF, status=403, json={'error': {'title': 'Forbidden', 'message': 'no'}})
     with pytest.raises(PermissionMissing, match='users:read'):
