@@ -70,8 +70,8 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
         raise TimeoutError(f'No answer in time ({type(error).__name__})') from error
     except requests.exceptions.SSLError as error:
         raise ConnectionError(
-            'The certificate is not one to be trusted: check the clock of this machine and, if a proxy answers in '
-            'place of Zendesk, have REQUESTS_CA_BUNDLE name its certificate'
+            'No TLS, or a certificate that is not one to be trusted: check the clock of this machine and, if a proxy '
+            'answers in place of Zendesk, have REQUESTS_CA_BUNDLE name its certificate'
         ) from error
     except requests.exceptions.ProxyError as error:
         raise ConnectionError('The proxy does not connect: check HTTPS_PROXY and NO_PROXY') from error
