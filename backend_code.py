@@ -36,7 +36,7 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
         to grant access again.
 
     Raises:
-        zendesk.ZendeskError, users_db.StoreError: the stored pair is still there.
+        zendesk.ZendeskError, users_db.StoreError: the store is as it was.
     """
     user_id, db = current_user_id(), users_db()
     if user_id is None:
