@@ -44,7 +44,6 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
         TimeoutError: no connection, or no whole answer, in time.
         ConnectionError: no answer, or one that is none. Both texts name the cause, and the second the remedy.
     """
-    no_proxy = {'no_proxy': '*'} if is_loopback(urlsplit(url).hostname) else None  # talk on this machine stays there
     body = bytearray()
     _deadline.set(time.monotonic() + CALL_TIMEOUT)
     try:
@@ -55,7 +54,6 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
                 method,
                 url,
                 auth=_no_other_credentials,
-                proxies=no_proxy,
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, total=CALL_TIMEOUT),  # type: ignore[arg-type]
                 allow_redirects=False,
                 stream=True,
@@ -153,6 +151,13 @@ class _HTTPSConnection(urllib3.connection.HTTPSConnection):
 
 
 class _Adapter(HTTPAdapter):
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        # Talk on this machine stays there. (To say so with `no_proxy`, requests would change the environment of all
+        # threads for a moment.)
+        if is_loopback(urlsplit(str(request.url)).hostname):
+            kwargs['proxies'] = None
+        return super().send(request, *args, **kwargs)
+
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         pool.ConnectionCls = _HTTPSConnection if pool.scheme == 'https' else _HTTPConnection

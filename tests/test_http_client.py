@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import socket
 import ssl
 import sys
@@ -209,6 +210,18 @@ def test_a_proxy_has_no_part_in_talk_on_this_machine(serve, monkeypatch):
     monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:1')
     monkeypatch.setenv('NO_PROXY', '')
     assert http_client.send('GET', serve(b'HTTP/1.1 204 No Content\r\n\r\n', then_close=True)).status == 204
+
+
+def test_a_call_leaves_the_environment_alone(serve, monkeypatch):
+    """The environment is all threads' own: what one changes there for a moment, another trips over."""
+    address = serve(b'HTTP/1.1 204 No Content\r\n\r\n', then_close=True)
+
+    def forbid(*args):
+        raise AssertionError('the environment was changed')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(os.environ), '__setitem__', forbid)
+        assert http_client.send('GET', address).status == 204
 
 
 def test_elsewhere_the_proxy_of_the_environment_is_asked(monkeypatch):
