@@ -113,10 +113,8 @@ class UsersDb:
 
     def rehearse(self) -> None:
         """Fail if the file could not be written: better now than when Zendesk has deleted the old tokens."""
-        try:
+        with _or_store_error(f"{self.path} can't be written"):
             private_file.rehearse(self.path)
-        except OSError as error:
-            raise StoreError(f"{self.path} can't be written: {error.strerror}. {REMEDY}") from error
 
     @contextlib.contextmanager
     def refreshing(self, user_id: str) -> Iterator[None]:
@@ -137,7 +135,7 @@ class UsersDb:
         name, so it must be a safe one, and not a secret.
         """
         folder = Path(f'{self.path}.used')
-        try:
+        with _or_store_error(f"{folder} can't be written"):
             folder.mkdir(mode=0o700, exist_ok=True)
             for marker in folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):  # swept by another process
@@ -146,18 +144,15 @@ class UsersDb:
             with contextlib.suppress(FileExistsError):
                 (folder / key).touch(mode=0o600, exist_ok=False)
                 return True
-        except OSError as error:
-            raise StoreError(f"{folder} can't be written: {error.strerror}. {REMEDY}") from error
         return False
 
     def _current(self) -> dict[str, Any]:
         """Return the records, not to be changed. As long as the file is the same one, it is not read again."""
-        try:
-            now, status = time.time(), Path(self.path).stat()
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise StoreError(f"{self.path} can't be read: {error.strerror}. {REMEDY}") from error
+        with _or_store_error(f"{self.path} can't be read"):
+            try:
+                now, status = time.time(), Path(self.path).stat()
+            except FileNotFoundError:
+                return {}
         version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         last_version, last_records = UsersDb._last_read
         if last_version == version:
@@ -175,14 +170,13 @@ class UsersDb:
         return records
 
     def _read(self) -> dict[str, Any]:
-        try:
-            records = json.loads(Path(self.path).read_text(encoding='utf-8-sig'))
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise StoreError(f"{self.path} can't be read: {error.strerror}. {REMEDY}") from error
-        except (ValueError, RecursionError) as error:
-            raise _NotJson from error
+        with _or_store_error(f"{self.path} can't be read"):
+            try:
+                records = json.loads(Path(self.path).read_text(encoding='utf-8-sig'))
+            except FileNotFoundError:
+                return {}
+            except (ValueError, RecursionError) as error:
+                raise _NotJson from error
         if not isinstance(records, dict):
             raise _NotJson
         return records
@@ -198,11 +192,9 @@ class UsersDb:
                     break
                 time.sleep(0.02)
         aside = f'{self.path}.unreadable-{time.time_ns()}'
-        try:
+        with _or_store_error(f"{self.path} is not JSON, and can't be moved away"):
             Path(self.path).chmod(0o600)
             Path(self.path).rename(aside)
-        except OSError as error:
-            raise StoreError(f"{self.path} is not JSON, and can't be moved away: {error.strerror}. {REMEDY}") from error
         logger.error(
             '{} is not a JSON object any more, so it is now called {}. Mend it and call it {} again (or, if there is a '
             'new one by then, copy the records into that); else everybody in it has to grant access anew',
@@ -220,10 +212,17 @@ class UsersDb:
             before = dict(records)
             yield records
             if records != before:
-                try:
+                with _or_store_error(f"{self.path} can't be written"):
                     private_file.write(self.path, json.dumps(records, sort_keys=True, indent=2) + '\n')
-                except OSError as error:
-                    raise StoreError(f"{self.path} can't be written: {error.strerror}. {REMEDY}") from error
+
+
+@contextlib.contextmanager
+def _or_store_error(what: str) -> Iterator[None]:
+    """Turn an error of the disk into one with a page, whose log line tells what failed, why, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f'{what}: {error.strerror}. {REMEDY}') from error
 
 
 @contextlib.contextmanager
@@ -235,12 +234,11 @@ def _locked(path: str, timeout: float, unlink: bool = False) -> Iterator[None]:
     notices that it has locked a file without a name, and takes the new one.
     """
     lock = FileLock(path, timeout=timeout, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise StoreBusy(f'the lock {path} is still held after {timeout} s. Nothing to do but try again') from error
-    except OSError as error:
-        raise StoreError(f"the lock {path} can't be had: {error.strerror}. {REMEDY}") from error
+    with _or_store_error(f"the lock {path} can't be had"):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreBusy(f'the lock {path} is still held after {timeout} s. Nothing to do but try again') from error
     try:
         yield
     finally:
