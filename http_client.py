@@ -92,8 +92,9 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mount('https://', _Adapter())
-        self.mount('http://', _Adapter())
+        adapter = _Adapter()
+        self.mount('https://', adapter)
+        self.mount('http://', adapter)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None

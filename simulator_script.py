@@ -148,7 +148,6 @@ def _next_step(call: str | None) -> dict[str, Any]:
 
 def _as_bytes(response: Response) -> bytes:
     body = response.get_data()
-    response.content_length = len(body)
     lines = [f'HTTP/1.1 {response.status}', *(f'{name}: {value}' for name, value in response.headers.items())]
     return '\r\n'.join([*lines, 'Connection: close', '', '']).encode('latin-1') + body
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,20 @@ def gunicorn_home(processes, variables) -> str:
     command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
     processes.start(*command, port=port, **variables)
     return f'http://localhost:{port}/'
+
+
+@pytest.fixture
+def authority():
+    """A certificate authority that nobody knows yet."""
+    trustme = pytest.importorskip('trustme', reason='trustme is not installed: pip install -r requirements-dev.txt')
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('localhost').configure_cert(context)
+    return context
 
 
 # --- Helpers --- #

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -154,6 +155,17 @@ class Visitor:
     @property
     def greeting(self) -> str:
         return html.unescape(re.search('<h1>(.*)</h1>', self.text)[1])
+
+
+def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Response]:
+    """Let each visitor ask for the profile so many times, all at once."""
+    cookies = [visitor.http.cookies.get_dict() for visitor in visitors] * times
+
+    def visit(cookies: dict) -> requests.Response:
+        return requests.get(f'{home}profile', cookies=cookies, timeout=120)
+
+    with ThreadPoolExecutor(len(cookies)) as pool:
+        return list(pool.map(visit, cookies))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -176,17 +176,14 @@ def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, home):
 
 
 @pytest.fixture
-def untrusted(tmp_path):
+def untrusted(tls):
     """The address of a server whose certificate nobody trusts."""
-    trustme = pytest.importorskip('trustme', reason='trustme is not installed: pip install -r requirements-dev.txt')
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert('localhost').configure_cert(context)
     listener = listening()
 
     def serve():
         while True:
             try:
-                context.wrap_socket(listener.accept()[0], server_side=True).close()
+                tls.wrap_socket(listener.accept()[0], server_side=True).close()
             except ssl.SSLError:
                 pass
             except OSError:

@@ -163,20 +163,6 @@ def test_no_tls_where_it_should_be_is_told_as_a_matter_of_the_certificate(serve)
         http_client.send('GET', address)
 
 
-@pytest.fixture
-def authority():
-    """A certificate authority that nobody knows yet."""
-    trustme = pytest.importorskip('trustme', reason='trustme is not installed: pip install -r requirements-dev.txt')
-    return trustme.CA()
-
-
-@pytest.fixture
-def tls(authority) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert('localhost').configure_cert(context)
-    return context
-
-
 def test_a_certificate_of_an_unknown_authority_is_not_trusted(serve, tls):
     with pytest.raises(ConnectionError, match='not one to be trusted'):
         http_client.send('GET', serve(b'HTTP/1.1 204 No Content\r\n\r\n', tls=tls))

@@ -16,24 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from servers import ADMIN, AGENT, Visitor, wait_until
-
-
-def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Response]:
-    """Let each visitor ask for the profile so many times, all at once."""
-    cookies = [visitor.http.cookies.get_dict() for visitor in visitors] * times
-
-    def visit(cookies: dict) -> requests.Response:
-        return requests.get(f'{home}profile', cookies=cookies, timeout=120)
-
-    with ThreadPoolExecutor(len(cookies)) as pool:
-        return list(pool.map(visit, cookies))
+from servers import ADMIN, AGENT, Processes, Visitor, profiles, wait_until
 
 
 def in_the_background(visit) -> threading.Thread:
     thread = threading.Thread(target=visit)
     thread.start()
     return thread
+
+
+def visit_under_way(processes: Processes, visitor: Visitor, home: str, **step) -> threading.Thread:
+    """Let the visitor ask for the profile with an expired token, and go on once Zendesk has got the step's call."""
+    processes.expire_access_tokens()
+    processes.script(step)
+    visit = in_the_background(lambda: visitor.visit(f'{home}profile'))
+    processes.wait_for_the_script_to_end()
+    return visit
 
 
 def workers(processes) -> list[int]:
@@ -137,10 +135,7 @@ def test_a_401_because_a_sibling_has_just_refreshed_uses_the_siblings_pair(proce
     visitor, sibling = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant()
     sibling.http.cookies = visitor.http.cookies.copy()
-    processes.expire_access_tokens()
-    processes.script({'call': 'profile', 'delay': 1})
-    visit = in_the_background(lambda: visitor.visit(f'{gunicorn_home}profile'))
-    processes.wait_for_the_script_to_end()
+    visit = visit_under_way(processes, visitor, gunicorn_home, call='profile', delay=1)
     sibling.visit(f'{gunicorn_home}profile')
     assert processes.refreshes() == 1
     visit.join()
@@ -153,10 +148,9 @@ def test_after_invalid_grant_a_pair_that_is_newer_by_then_is_used(processes, gun
     visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant(AGENT)
     [user_id] = processes.users
-    processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 1, 'status': 400, 'body': '{"error": "invalid_grant"}'})
-    visit = in_the_background(lambda: visitor.visit(f'{gunicorn_home}profile'))
-    processes.wait_for_the_script_to_end()
+    visit = visit_under_way(
+        processes, visitor, gunicorn_home, call='refresh', delay=1, status=400, body='{"error": "invalid_grant"}'
+    )
     other.grant(ADMIN)
     users = processes.users
     users[user_id] = next(record for other_id, record in users.items() if other_id != user_id)
@@ -171,10 +165,7 @@ def test_a_refresh_that_ends_after_a_new_grant_does_not_bring_the_old_one_back(p
     visitor, tab = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant(AGENT)
     tab.http.cookies = visitor.http.cookies.copy()
-    processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 1})
-    visit = in_the_background(lambda: visitor.visit(f'{gunicorn_home}profile'))
-    processes.wait_for_the_script_to_end()
+    visit = visit_under_way(processes, visitor, gunicorn_home, call='refresh', delay=1)
     tab.visit(f'{gunicorn_home}zendesk/auth')
     tab.answer('allow', ADMIN)
     users = processes.users

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from conftest import PAIR
-from servers import ADMIN, AGENT, END_USER, Processes, Visitor, environment, free_port, listens, port_of
+from servers import ADMIN, AGENT, END_USER, Processes, Visitor, environment, free_port, listens, port_of, profiles
 
 
 def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
@@ -430,14 +430,8 @@ def test_over_four_processes_the_same_answer_ten_times_at_once_works_once(proces
 def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(processes, gunicorn_home):
     visitor = Visitor(gunicorn_home)
     visitor.grant()
-    cookies = visitor.http.cookies.get_dict()
     processes.edit_users('access_token')
-
-    def visit(_):
-        return requests.get(gunicorn_home + 'profile', cookies=cookies, timeout=60)
-
-    with ThreadPoolExecutor(60) as pool:
-        pages = list(pool.map(visit, range(60)))
+    pages = profiles(gunicorn_home, [visitor], 60)
     assert all(AGENT in page.text for page in pages)
     assert processes.refreshes() == 1
 
