@@ -1,7 +1,7 @@
 """
 The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API requests in a web app".
 
-Five pages, in the order in which a visitor meets them. The tokens are kept by backend_code.py, what is said to Zendesk
+Five pages, in the order in which a visitor meets them, and the way out again. The tokens are kept by backend_code.py, what is said to Zendesk
 stands in zendesk.py, and what could go wrong in the browser is held off by authorization_requests.py and security.py.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from flask import Flask, redirect, render_template, request, session
+from flask import Flask, flash, redirect, render_template, request, session
 from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.exceptions import HTTPException
 
 import authorization_requests
 import backend_code
+import ports
 import security
+import what_happened
 import zendesk
 from problems import Problem
 from settings import load_settings
@@ -26,6 +28,8 @@ settings = load_settings(practice_allowed=__name__ == '__main__')
 app = Flask(__name__)
 app.jinja_env.globals['practice_mode'] = settings.practice_mode
 security.protect(app, settings)
+if settings.practice_mode:
+    what_happened.tell(app, controls=f'{settings.zendesk_url}/practice')
 
 
 # --- The app --- #
@@ -64,7 +68,7 @@ def show_profile() -> ResponseReturnValue:
             raise zendesk.AccessTokenRefused('401 for a new access token, too: not trying a third time')
 
     logger.info('Showing the profile')
-    return render_template('profile.html', user=user)
+    return render_template('profile.html', user=user, csrf_token=security.csrf_token(backend_code.current_user_id()))
 
 
 # --- The grant: authorization code flow --- #
@@ -73,7 +77,14 @@ def show_profile() -> ResponseReturnValue:
 @app.route('/grant_access')
 def grant_access() -> ResponseReturnValue:
     """Ask the visitor to grant access."""
-    return render_template('grant_access.html')
+    logger.info('Showing the page that asks for access')
+    return render_template(
+        'grant_access.html',
+        client_id_is_a_number=settings.client_id_is_a_number,
+        unanswered=authorization_requests.unanswered(),
+        zendesk_url=settings.zendesk_url,
+        redirect_uri=settings.redirect_uri,
+    )
 
 
 @app.route('/zendesk/auth')
@@ -115,6 +126,21 @@ def auth_callback() -> ResponseReturnValue:
     return redirect('/')
 
 
+# --- The end of a grant --- #
+
+
+@app.post('/disconnect')
+def disconnect() -> ResponseReturnValue:
+    """Revoke the access, forget the tokens, and tell the visitor honestly what came of it."""
+    security.check_csrf_token(request.form, backend_code.current_user_id())
+    logger.info('Disconnecting')
+    revoked = backend_code.revoke_tokens()
+    # As its cookie changes, the browser forgets the pages it keeps for "Back"; no-store alone does not always do that.
+    session['user_id'] = backend_code.new_user_id()
+    flash('revoked' if revoked else 'perhaps not revoked')
+    return redirect('/')
+
+
 # --- When something goes wrong --- #
 
 
@@ -139,9 +165,11 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
 
 
 if __name__ == '__main__':
+    ports.stop_if_taken(settings.port, 'With settings of your own, REDIRECT_URI can name another port')
     if settings.practice_mode:
         import zendesk_simulator
 
+        ports.stop_if_taken(zendesk_simulator.PORT, 'Practice mode needs this port for its practice Zendesk')
         logger.info('No settings found: practice mode, with a practice Zendesk at {}', settings.zendesk_url)
         zendesk_simulator.serve_in_background()
     logger.info('Serving http://localhost:{}: open {} in a browser', settings.port, settings.origin)

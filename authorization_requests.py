@@ -19,9 +19,12 @@ from typing import Any
 
 from flask import Response, after_this_request, current_app, request
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner
+from loguru import logger
 from werkzeug.datastructures import MultiDict
 
 import backend_code
+import zendesk
+from fingerprints import fingerprint
 from problems import Problem
 from settings import current_settings
 
@@ -38,6 +41,21 @@ class AnswerRefused(Problem):
     title = 'This answer can not be used'
     advice = 'It was used before, or it belongs to another browser. If you have granted access already, all is well.'
     way_on = ('/grant_access', 'Start again')
+
+
+class NoCookies(AnswerRefused):
+    """This browser has no cookie of the app's at all."""
+
+    title = 'This browser is not the one that asked'
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            'the browser sent none of the cookies that bind the request to it: the visit started under another name '
+            f'than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or cookies are blocked. Start at '
+            f'{origin}, with cookies allowed'
+        )
+        self.advice = f'Please start at {origin}, under exactly this name, with cookies allowed.'
+        self.way_on = (origin, 'Start again')
 
 
 class TookTooLong(AnswerRefused):
@@ -75,7 +93,21 @@ def begin() -> tuple[str, str]:
         response.set_cookie(_cookie_name(digest), value, max_age=COOKIE_LIFETIME, **_cookie_attributes())
         return response
 
+    logger.debug('The state of the request is {}', fingerprint(state))
     return state, _code_verifier(state)
+
+
+def unanswered() -> bool:
+    """Tell whether this browser was sent to Zendesk before, and has not come back with an answer."""
+    if not _oldest_first():
+        return False
+    logger.info(
+        'The visitor was sent to Zendesk before, and has not come back. If Zendesk showed an error, check '
+        'ZENDESK_CLIENT_ID ("No such client": it is the Identifier, a text and not a number), REDIRECT_URI ("Invalid '
+        'Authorization Request": it is one of the Redirect URLs, to the letter) and ZENDESK_SUBDOMAIN ("no help desk": '
+        "it is the account's own, not a brand's)"
+    )
+    return True
 
 
 def code_challenge(code_verifier: str) -> str:
@@ -91,6 +123,7 @@ def redeem(answer: MultiDict[str, str]) -> str:
     Nothing else in the answer means anything before this (RFC 9700, sections 2.1 and 4.7).
 
     Raises:
+        NoCookies: the browser sent none of the app's cookies.
         AnswerRefused: the state is missing, malformed, foreign or used; the browser's other requests stay open.
         TookTooLong: the request is more than LIFETIME seconds old.
     """
@@ -104,15 +137,18 @@ def redeem(answer: MultiDict[str, str]) -> str:
         raise TookTooLong('the authorization request is too old. The visitor can start again') from error
     except BadSignature:
         known = False
+    if not known and backend_code.current_user_id() is None and not _oldest_first():
+        raise NoCookies(current_settings().origin)
     if not known:
         raise AnswerRefused(
-            'the state is not that of a request open in this browser: the page was opened twice, cookies are blocked, '
-            f'or the visit did not start at {current_settings().origin}'
+            'the state is not that of a request open in this browser: the page was opened twice, or the answer belongs '
+            'to another browser. Nothing to do'
         )
     _close(name)
     # The cookie goes with the answer; what arrives at the same moment, at any of the app's processes, is stopped here.
     if not backend_code.users_db().first_use(digest, LIFETIME + 60):
         raise AnswerRefused('the state was used a moment ago: the page was opened twice. Nothing to do')
+    logger.info('Back from Zendesk with the state {}, that of a request of this browser', fingerprint(state))
     return _code_verifier(state)
 
 
@@ -121,26 +157,22 @@ def granted_code(answer: MultiDict[str, str]) -> str:
     Return the authorization code of an answer whose state has been redeemed.
 
     Raises:
-        AccessNotGranted: Zendesk sent an error instead (RFC 6749, section 4.1.2.1).
+        AccessNotGranted, zendesk.SetupError: Zendesk sent an error instead (RFC 6749, section 4.1.2.1).
         AnswerRefused: another server's answer (RFC 9207), or no code that could be one.
     """
     if 'iss' in answer and _only(answer, 'iss') != current_settings().zendesk_url:
         raise AnswerRefused('the answer names another issuer than ours: it may come from another server')
     if 'error' in answer:
-        raise AccessNotGranted(*ERRORS.get(answer['error'], UNKNOWN_ERROR))
+        error = answer['error']
+        raise zendesk.setup_error(error) or AccessNotGranted(*ERRORS.get(error, UNKNOWN_ERROR))
     code = _only(answer, 'code')
     if len(code) > 1024:
         raise AnswerRefused('the code is longer than any that Zendesk sends')
     return code
 
 
-# The errors that an authorization server may send: cause for the log, then status, title and advice of the page.
-_SETUP = 'Zendesk refuses the authorization request ({}): check the OAuth client, its kind and its allowed scopes'
-_NOT_SET_UP = (
-    502,
-    'This app is not set up right',
-    'Zendesk does not accept what the app asks for. Whoever runs the app finds the details in its log.',
-)
+# The errors that an authorization server may send without blaming the app: cause for the log, then status, title and
+# advice of the page.
 ERRORS = {
     'access_denied': (
         'The visitor did not grant access',
@@ -160,10 +192,6 @@ ERRORS = {
         'Zendesk could not answer',
         'Please try again in a moment.',
     ),
-    **{
-        code: (_SETUP.format(code), *_NOT_SET_UP)
-        for code in ('invalid_request', 'unauthorized_client', 'unsupported_response_type', 'invalid_scope')
-    },
 }
 UNKNOWN_ERROR = (
     'Zendesk reported an error with a code that is not in RFC 6749',

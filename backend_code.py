@@ -17,6 +17,8 @@ from flask import session
 from loguru import logger
 
 import zendesk
+from fingerprints import fingerprints
+from problems import Problem
 from users_db import StoreError, UsersDb
 
 USERS_DB = 'users.json'
@@ -56,7 +58,7 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
         new_tokens: dict[str, Any] | None
         try:
             new_tokens = {**stored, **zendesk.refresh(refresh_token)}
-            logger.info('Storing the new pair')
+            logger.info('Storing the new pair: {}', fingerprints(new_tokens))
         except zendesk.InvalidGrant:
             new_tokens = None
             logger.info('Zendesk refuses the refresh token: dropping the pair')
@@ -68,7 +70,10 @@ def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
     """Return the tokens of the session's user, or `{'error': 'tokens_not_found'}`."""
     user_id = current_user_id()
     tokens = users_db().find(user_id) if user_id else None
-    return tokens or {'error': 'tokens_not_found'}
+    if tokens is None:
+        return {'error': 'tokens_not_found'}
+    logger.debug('{} holds {}', USERS_DB, fingerprints(tokens))
+    return tokens
 
 
 def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
@@ -84,8 +89,48 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
     user_id = current_user_id()
     if user_id is None:
         raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
-    logger.info('Writing the tokens to {}', USERS_DB)
+    logger.info('Writing the tokens to {}: {}', USERS_DB, fingerprints(tokens))
     users_db().save(user_id, {'refresh_token': '', **tokens})
+
+
+def revoke_tokens() -> bool:
+    """
+    Revoke the user's tokens at Zendesk, and delete them here, whatever Zendesk says.
+
+    Returns:
+        True if the tokens are dead; False if nobody can tell, because Zendesk has not confirmed it.
+
+    Raises:
+        users_db.StoreError: they could not be deleted here.
+    """
+    user_id, tokens = current_user_id(), retrieve_oauth_tokens_from_db()
+    if user_id is None or tokens.get('error') == 'tokens_not_found':
+        return True
+    try:
+        revoked = _revoke(tokens)
+    except Problem as problem:
+        logger.warning('It is not certain that the tokens are revoked: {}', problem)
+        revoked = False
+    logger.info('Deleting the tokens from {}', USERS_DB)
+    users_db().remove(user_id)
+    return revoked
+
+
+def _revoke(tokens: dict[str, Any]) -> bool:
+    logger.info('Asking Zendesk to revoke the tokens')
+    if zendesk.revoke(tokens['access_token']).get('error') == 'invalid_token':
+        # It has expired; but its refresh token lives for days, and only a living access token can revoke that.
+        logger.info('401, the access token is dead: trying for a new one, to revoke it with the refresh token')
+        tokens = refresh_tokens(tokens['refresh_token'])
+        if tokens.get('error') == 'invalid_refresh_token':
+            return True
+        zendesk.revoke(tokens['access_token'])
+    # Zendesk has been seen to say yes and do nothing.
+    logger.info('Checking that the access token opens nothing any more')
+    if zendesk.show_self(tokens['access_token']).get('error') == 'invalid_token':
+        return True
+    logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
+    return False
 
 
 # --- The seams --- #

@@ -9,10 +9,13 @@ from urllib.parse import quote, urlsplit
 
 from flask import Flask, Request, Response, redirect, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from itsdangerous import Signer
 from loguru import logger
+from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as BaseResponse
 
-from settings import Settings, is_loopback
+from problems import Problem
+from settings import Settings, current_settings, is_loopback
 
 HEADERS = {
     # Styles and pictures of our own, and nothing else: no script, no frame, no form that leads elsewhere.
@@ -66,6 +69,37 @@ def protect(app: Flask, settings: Settings) -> None:
         return response
 
     keep_secrets_out_of_the_log()
+
+
+class FormTooOld(Problem):
+    """The form does not belong to this session: an old page, or one of another site's."""
+
+    status = 400
+    title = 'This page is out of date'
+    advice = 'Nothing was changed. Please open the page anew, and try again.'
+    way_on = ('/profile', 'Open my profile')
+
+
+def csrf_token(user_id: str | None) -> str:
+    """
+    Return what a form must hold to be taken: a signature of the session's user id.
+
+    No other site can know it, as it can know neither the id nor the key. Where the user id is an account's, which
+    stays the same, sign something of the session instead.
+    """
+    return Signer(current_settings().secret_key, salt='form').get_signature(user_id or '').decode()
+
+
+def check_csrf_token(form: MultiDict[str, str], user_id: str | None) -> None:
+    """
+    Check that a form was sent from a page of this session.
+
+    Raises:
+        FormTooOld: it was not.
+    """
+    signer = Signer(current_settings().secret_key, salt='form')
+    if user_id is None or not signer.verify_signature(user_id, form.get('csrf_token', '')):
+        raise FormTooOld("the form's token is not that of the session: an old page, or another site. Nothing was done")
 
 
 class ForgivingSessions(SecureCookieSessionInterface):

@@ -76,6 +76,11 @@ class Settings:
         return '__Host-' if self.https else ''
 
     @property
+    def client_id_is_a_number(self) -> bool:
+        """Zendesk also has a number for each OAuth client, and does not take it for the Identifier."""
+        return self.client_id.isdigit()
+
+    @property
     def port(self) -> int:
         """The port to serve on: that of a redirect URI on this machine, else 3000 for the proxy in front."""
         parts = urlsplit(self.redirect_uri)
@@ -146,7 +151,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
             'SECRET_KEY is short: whoever guesses it can sign in as anybody. 32 random characters are better'
         )
 
-    return Settings(
+    settings = Settings(
         client_id=values['ZENDESK_CLIENT_ID'],
         client_secret=values['ZENDESK_CLIENT_SECRET'],
         zendesk_url=values['ZENDESK_BASE_URL'].rstrip('/')
@@ -155,6 +160,12 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         practice_mode=practice_mode,
         secret_key=values['SECRET_KEY'] or _secret_key_from_file(),
     )
+    if settings.client_id_is_a_number:
+        logger.warning(
+            'ZENDESK_CLIENT_ID is a number. If Zendesk says "No such client" or invalid_client, set it to the '
+            'Identifier of the OAuth client, which is a text such as my_oauth_app'
+        )
+    return settings
 
 
 def _problem_of(name: str, value: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from loguru import logger
 
 import http_client
+from fingerprints import fingerprints
 from problems import Problem
 from settings import current_settings
 
@@ -36,7 +37,10 @@ class InvalidGrant(ZendeskError):
 
     status = 400
     title = 'That took too long, or was used before'
-    advice = 'Zendesk no longer accepts this answer. Please start again.'
+    advice = (
+        'Zendesk no longer accepts this answer: it is good for two minutes, and for one use. Please start again. '
+        'If this happens every time, the REDIRECT_URI of the app is not one of its Redirect URLs at Zendesk.'
+    )
     way_on = ('/grant_access', 'Start again')
 
 
@@ -60,10 +64,12 @@ class Busy(ZendeskError):
 
 
 class SetupError(ZendeskError):
-    """Zendesk refuses this app, or does not know the address: a setting is wrong."""
+    """A setting of the app, or of its OAuth client, is wrong: `what` and `remedy` tell visitor and developer alike."""
 
-    title = 'This app is not set up right'
-    advice = "Zendesk does not accept the app's settings. Whoever runs the app finds the details in its log."
+    def __init__(self, answer: str, what: str, remedy: str) -> None:
+        super().__init__(f'Zendesk answered {answer}. {remedy}')
+        self.title = what
+        self.advice = f'For whoever runs the app: {remedy}. Then start the app again.'
 
 
 class PermissionMissing(ZendeskError):
@@ -71,7 +77,10 @@ class PermissionMissing(ZendeskError):
 
     status = 403
     title = 'A permission is missing'
-    advice = 'Zendesk does not let this app read your profile with the access you granted.'
+    advice = (
+        'Zendesk does not let this app read your profile with the access you granted: the access lacks the permission '
+        f'{SCOPE}, or your Zendesk user has been demoted or suspended.'
+    )
     way_on = ('/grant_access', 'Grant access again')
 
 
@@ -87,7 +96,10 @@ class NotSignedIn(ZendeskError):
     """Zendesk answered as to somebody who is not signed in."""
 
     title = 'Zendesk does not recognise you'
-    advice = 'Zendesk answered as if nobody was signed in. Please grant access again.'
+    advice = (
+        'Zendesk answered as to an anonymous visitor. Please grant access again. If this happens every time, something '
+        'between the app and Zendesk takes the access token away.'
+    )
     way_on = ('/grant_access', 'Grant access again')
 
 
@@ -139,11 +151,13 @@ def show_self(access_token: str) -> dict[str, str]:
     """
     if not TOKEN.fullmatch(access_token):  # edited by hand: it can not even stand in a header
         return {'error': 'invalid_token'}
-    status, data = _call('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+    status, data = _call('GET', '/api/v2/users/me', access_token=access_token)
     if status == 401:
         return {'error': 'invalid_token'}
     if status == 403:
-        raise PermissionMissing(f'Zendesk answered 403: does the token have the scope {SCOPE}, and the user the role?')
+        raise PermissionMissing(
+            f"Zendesk answered 403: allow the scope {SCOPE} to the OAuth client, and see to the user's role"
+        )
     if status != 200:
         raise _unexpected(status)
 
@@ -152,11 +166,41 @@ def show_self(access_token: str) -> dict[str, str]:
         raise ZendeskError('Zendesk answered 200 without a user')
     # Without credentials that it accepts, Zendesk answers 200 with an "Anonymous user" who has no id.
     if type(user.get('id')) is not int:
-        raise NotSignedIn('Zendesk answered 200 with an anonymous user: it took no notice of the access token')
+        raise NotSignedIn(
+            'Zendesk answered 200 with an anonymous user: it took no notice of the access token. Check that no proxy '
+            'removes the Authorization header, and that the address in the settings is that of the API'
+        )
     name, role = user.get('name'), user.get('role')
     if not isinstance(name, str) or not isinstance(role, str):
         raise ZendeskError('Zendesk answered 200 with a user whose name or role is not a text')
     return {'name': _printable(name), 'role': _printable(role)}
+
+
+def revoke(access_token: str) -> dict[str, str]:
+    """
+    Have Zendesk delete the access token and its refresh token; return `{}`, or `{'error': 'invalid_token'}`.
+
+    The error means that this access token is dead already; its refresh token may be alive. Zendesk's page:
+    https://developer.zendesk.com/documentation/api-basics/authentication/revoking-oauth-token
+
+    Raises:
+        ZendeskError: the tokens may be alive.
+    """
+    if not TOKEN.fullmatch(access_token):
+        return {'error': 'invalid_token'}
+    status, _ = _call('DELETE', '/api/v2/oauth/tokens/current', access_token=access_token)
+    if status == 401:
+        return {'error': 'invalid_token'}
+    if not 200 <= status < 300:
+        raise _unexpected(status)
+    return {}
+
+
+def setup_error(error: str) -> SetupError | None:
+    """Return what an error code means that blames the settings (RFC 6749, 4.1.2.1 and 5.2), or None for another one."""
+    if error == 'invalid_client' and current_settings().client_id_is_a_number:
+        return SetupError(error, *CLIENT_ID_IS_A_NUMBER)
+    return SetupError(error, *SETUP_ERRORS[error]) if error in SETUP_ERRORS else None
 
 
 def _request_tokens(**grant: str) -> dict[str, Any]:
@@ -171,17 +215,13 @@ def _request_tokens(**grant: str) -> dict[str, Any]:
         'expires_in': ACCESS_TOKEN_LIFETIME,
         'refresh_token_expires_in': REFRESH_TOKEN_LIFETIME,
     }
-    status, data = _call('POST', '/oauth/tokens', data=form)
+    status, data = _call('POST', '/oauth/tokens', form=form)
     error = data.get('error') if 400 <= status < 500 else None
     if error == 'invalid_grant':
-        raise InvalidGrant('Zendesk answered invalid_grant: the code or the refresh token is spent, expired or revoked')
-    if error == 'invalid_client':
-        raise SetupError(
-            'Zendesk answered invalid_client: check ZENDESK_CLIENT_ID (the Identifier, not the number) '
-            'and ZENDESK_CLIENT_SECRET'
-        )
-    if error in ('invalid_scope', 'unauthorized_client', 'invalid_request'):
-        raise SetupError(f'Zendesk answered {error}: check the OAuth client, its kind (Confidential) and its scopes')
+        raise InvalidGrant(INVALID_GRANT[grant['grant_type']])
+    refusal = setup_error(str(error))
+    if refusal:
+        raise refusal
     if not 200 <= status < 300:
         raise _unexpected(status)
 
@@ -196,6 +236,37 @@ def _request_tokens(**grant: str) -> dict[str, Any]:
     return tokens
 
 
+# What the page says, and the remedy, on the page and in the log.
+CLIENT_ID_IS_A_NUMBER = (
+    "The app's client id is a number",
+    'Set ZENDESK_CLIENT_ID to the Identifier of the OAuth client, which is a text such as my_oauth_app',
+)
+_OTHER_CLIENT = (
+    'The OAuth client does not fit this app',
+    'In the Admin Center, check that the kind of the OAuth client is Confidential, and its Redirect URLs',
+)
+SETUP_ERRORS = {
+    'invalid_client': (
+        "Zendesk does not accept the app's client secret",
+        'Check ZENDESK_CLIENT_SECRET (copy it again, whole; if it is lost, make a new one in the Admin Center), and that '
+        'ZENDESK_CLIENT_ID is the Identifier of the same OAuth client',
+    ),
+    'invalid_scope': (
+        'The app is not allowed the permission it asks for',
+        f'In the Admin Center, allow the scope {SCOPE} to the OAuth client',
+    ),
+    'invalid_request': _OTHER_CLIENT,
+    'unauthorized_client': _OTHER_CLIENT,
+    'unsupported_grant_type': _OTHER_CLIENT,
+    'unsupported_response_type': _OTHER_CLIENT,
+}
+INVALID_GRANT = {
+    'authorization_code': 'Zendesk answered invalid_grant: the code is older than 120 seconds or was used before, or '
+    "REDIRECT_URI is not, to the letter, one of the OAuth client's Redirect URLs",
+    'refresh_token': 'Zendesk answered invalid_grant: the refresh token is spent, expired or revoked',
+}
+
+
 def _token(data: dict[str, Any], name: str) -> str:
     token = data.get(name)
     if not isinstance(token, str) or not TOKEN.fullmatch(token):
@@ -208,7 +279,9 @@ def _expiry(lifetime: Any) -> int | None:
     return int(time.time()) + lifetime if type(lifetime) is int and 0 < lifetime < 10**9 else None
 
 
-def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
+def _call(
+    method: str, path: str, access_token: str = '', form: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
     """
     Send one request and return the status and the JSON object of the answer, `{}` where it is something else.
 
@@ -218,23 +291,29 @@ def _call(method: str, path: str, **kwargs: Any) -> tuple[int, dict[str, Any]]:
         TooSlow, Busy: for the time being.
         ZendeskError: no answer, or Zendesk failing (5xx).
     """
+    logger.debug('{} {} with {}', method, path, fingerprints({**(form or {}), 'access_token': access_token}))
+    headers = {'Authorization': f'Bearer {access_token}'} if access_token else {}
     try:
-        status, headers, body = http_client.send(method, current_settings().zendesk_url + path, **kwargs)
+        answer = http_client.send(method, current_settings().zendesk_url + path, headers=headers, data=form)
     except TimeoutError as error:
         raise TooSlow(f'{error}. Nothing to do but wait') from error
     except ConnectionError as error:
         raise ZendeskError(str(error)) from error
 
-    if status in (429, 503):
-        cause = 'too many requests' if status == 429 else 'maintenance, or too much to do'
-        raise Busy(f'Zendesk answered {status}, {cause}. Nothing to do but wait', _retry_after(headers))
-    if status >= 500:
-        raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
+    status = answer.status
     try:
-        data = json.loads(body)
+        data = json.loads(answer.body)
     except (ValueError, RecursionError):  # HTML, nothing at all, or brackets without end
         data = None
-    return status, data if isinstance(data, dict) else {}
+    data = data if isinstance(data, dict) else {}
+    issued = fingerprints(data)
+    logger.debug('Zendesk answers {}{}', status, f' with {issued}' if issued else '')
+    if status in (429, 503):
+        cause = 'too many requests' if status == 429 else 'maintenance, or too much to do'
+        raise Busy(f'Zendesk answered {status}, {cause}. Nothing to do but wait', _retry_after(answer.headers))
+    if status >= 500:
+        raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
+    return status, data
 
 
 def _retry_after(headers: Mapping[str, str]) -> int:
@@ -246,10 +325,16 @@ def _retry_after(headers: Mapping[str, str]) -> int:
 
 def _unexpected(status: int) -> ZendeskError:
     if status == 404:
-        return SetupError('Zendesk answered 404, no help desk at this address: check ZENDESK_SUBDOMAIN')
+        return SetupError(
+            '404, no help desk at this address',
+            'There is no Zendesk at this address',
+            "Check ZENDESK_SUBDOMAIN: the first part of the account's own address, not of a brand's",
+        )
     if 300 <= status < 400:
         return SetupError(
-            f'Zendesk answered {status}, a redirect: check that ZENDESK_SUBDOMAIN is not a brand or an alias'
+            f'{status}, a redirect',
+            'Zendesk is at another address',
+            "Check ZENDESK_SUBDOMAIN: the account's present name, not a former one, a brand's or an alias",
         )
     return ZendeskError(f'Zendesk answered {status}, which is not part of its documented answers')
 

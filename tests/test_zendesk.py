@@ -109,7 +109,7 @@ def test_a_cookie_of_zendesk_is_not_sent_with_the_next_call(zendesk):
 @pytest.mark.parametrize('status', [400, 401])
 def test_invalid_client_names_the_settings_to_check(zendesk, status):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_client'})
-    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_ID.*ZENDESK_CLIENT_SECRET'):
+    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_SECRET.*ZENDESK_CLIENT_ID'):
         zendesk_module.refresh('old-refresh')
 
 
@@ -198,7 +198,7 @@ def test_the_case_of_the_token_type_does_not_matter(zendesk, token_type):
 def test_an_answer_that_names_no_scope_has_the_one_asked_for(zendesk, log):
     zendesk.post(TOKEN_ENDPOINT, json={name: value for name, value in NEW_PAIR.items() if name != 'scope'})
     zendesk_module.refresh('old-refresh')
-    assert log == []
+    assert 'scope' not in ''.join(log)
 
 
 def test_a_403_is_a_missing_permission(zendesk):
@@ -210,7 +210,7 @@ def test_a_403_is_a_missing_permission(zendesk):
 def test_another_scope_than_asked_for_is_logged(zendesk, log):
     zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'scope': 'tickets:read'})
     assert zendesk_module.refresh('old-refresh')['access_token'] == 'new-access'
-    assert 'scope' in log[0]
+    assert 'scope' in log[-1]
 
 
 def test_the_error_object_of_zendesks_other_apis_is_no_traceback(zendesk):
