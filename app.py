@@ -1,8 +1,9 @@
 """
 The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API requests in a web app".
 
-Five pages, in the order in which a visitor meets them, and the way out again. The tokens are kept by backend_code.py, what is said to Zendesk
-stands in zendesk.py, and what could go wrong in the browser is held off by authorization_requests.py and security.py.
+Five pages, in the order in which a visitor meets them, and the way out again. The tokens are kept by backend_code.py,
+what is said to Zendesk stands in zendesk.py, and what could go wrong in the browser is held off by
+authorization_requests.py and security.py.
 """
 
 from __future__ import annotations
@@ -134,10 +135,10 @@ def disconnect() -> ResponseReturnValue:
     """Revoke the access, forget the tokens, and tell the visitor honestly what came of it."""
     security.check_csrf_token(request.form, backend_code.current_user_id())
     logger.info('Disconnecting')
-    revoked = backend_code.revoke_tokens()
+    outcome = backend_code.revoke_tokens()
     # As its cookie changes, the browser forgets the pages it keeps for "Back"; no-store alone does not always do that.
     session['user_id'] = backend_code.new_user_id()
-    flash('revoked' if revoked else 'perhaps not revoked')
+    flash(outcome.get('error', 'revoked'))
     return redirect('/')
 
 

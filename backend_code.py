@@ -93,19 +93,20 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
     users_db().save(user_id, {'refresh_token': '', **tokens})
 
 
-def revoke_tokens() -> bool:
+def revoke_tokens() -> dict[str, Any]:
     """
     Revoke the user's tokens at Zendesk, and delete them here, whatever Zendesk says.
 
     Returns:
-        True if the tokens are dead; False if nobody can tell, because Zendesk has not confirmed it.
+        `{}` if they are dead; `{'error': 'not_confirmed'}` if nobody can tell, because Zendesk has not confirmed it; or
+        `{'error': 'tokens_not_found'}`.
 
     Raises:
         users_db.StoreError: they could not be deleted here.
     """
     user_id, tokens = current_user_id(), retrieve_oauth_tokens_from_db()
     if user_id is None or tokens.get('error') == 'tokens_not_found':
-        return True
+        return {'error': 'tokens_not_found'}
     try:
         revoked = _revoke(tokens)
     except Problem as problem:
@@ -113,7 +114,7 @@ def revoke_tokens() -> bool:
         revoked = False
     logger.info('Deleting the tokens from {}', USERS_DB)
     users_db().remove(user_id)
-    return revoked
+    return {} if revoked else {'error': 'not_confirmed'}
 
 
 def _revoke(tokens: dict[str, Any]) -> bool:

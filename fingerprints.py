@@ -21,5 +21,5 @@ def fingerprint(secret: str) -> str:
 
 def fingerprints(data: Mapping[str, Any]) -> str:
     """Return the fingerprints of the code and the tokens in `data`, as in "access token #0c6a5db0"."""
-    found = {name.replace('_', ' '): data.get(name) for name in SECRETS}
-    return ', '.join(f'{name} {fingerprint(value)}' for name, value in found.items() if value and isinstance(value, str))
+    found = {name.replace('_', ' '): data[name] for name in SECRETS if isinstance(data.get(name), str)}
+    return ', '.join(f'{name} {fingerprint(secret)}' for name, secret in found.items() if secret)

@@ -4,8 +4,8 @@ A script for the practice Zendesk: how it shall answer the next calls; and a jou
     curl -H 'Content-Type: application/json' -d '[{"call": "refresh", "status": 500}]' localhost:3001/practice/script
     curl localhost:3001/practice/journal
 
-A script is a list of steps. Each has a `call` ("exchange", "refresh" or "profile"), waits for the next call of that
-kind, and then says what becomes of it:
+A script is a list of steps. Each has a `call` ("exchange", "refresh", "profile" or "revoke", or "any"), waits for the
+next call of that kind, and then says what becomes of it:
 
     times      how many calls the step is good for; 1 without it
     delay      seconds before anything happens
@@ -15,8 +15,8 @@ kind, and then says what becomes of it:
     hold       seconds for which the connection stays open and silent before a cut closes it
     trickle    seconds between one byte of the answer and the next
 
-A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it. The journal has the calls
-that have been answered, or would have been.
+A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it. In the journal, a call that
+has not been answered yet has no `status` and no `ended`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
-CALLS = ('exchange', 'refresh', 'profile')
+from fingerprints import fingerprints
+
+CALLS = ('any', 'exchange', 'refresh', 'profile', 'revoke')
 # What each key of a step may be: in words, and as a test.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'call': (f'one of {", ".join(CALLS)}', lambda value: value in CALLS),
@@ -63,38 +65,40 @@ def follow_scripts(app: Flask) -> None:
     """Let the app answer by the script, and write its journal."""
 
     @app.post('/practice/script')
-    def set_script() -> ResponseReturnValue:
+    def take_script() -> ResponseReturnValue:
         # Only as JSON: a page of another site can't make a browser send that.
         steps = request.get_json()
         problem = _problem_of(steps)
         if problem is not None:
             return {'error': problem}, 400
-        with _lock:
-            _script[:] = steps
+        set_script(steps)
         return '', 204
 
     @app.get('/practice/script')
     def show_script() -> ResponseReturnValue:
-        with _lock:
-            return jsonify(_script)
+        return jsonify(script())
 
     @app.get('/practice/journal')
     def show_journal() -> ResponseReturnValue:
-        with _lock:
-            return jsonify(list(_journal))
+        return jsonify(journal())
 
     @app.before_request
     def refuse_strangers() -> ResponseReturnValue | None:
         """Let no page of another site in that has its own name lead to this machine (DNS rebinding)."""
-        known = request.host.rpartition(':')[0] in ('localhost', '127.0.0.1')
-        return None if known or not request.path.startswith('/practice/') else ({'error': 'not by that name'}, 400)
+        known = re.sub(r':\d*$', '', request.host) in ('localhost', '127.0.0.1')
+        return None if known or not request.path.startswith('/practice') else ({'error': 'not by that name'}, 400)
 
     @app.before_request
     def answer_by_the_script() -> ResponseReturnValue | None:
-        g.call, g.began = _kind_of_call(), time.time()
-        g.step = step = _next_step(g.call)
+        call = _kind_of_call()
+        if call is None:
+            return None
+        g.step = step = _next_step(call)
+        g.noted = {'call': call, 'what': _what_came(), 'began': time.time(), 'status': None, 'ended': None}
+        with _lock:
+            _journal.append(g.noted)
         if step:
-            logger.info('Practice Zendesk: this {} goes by the script', g.call)
+            logger.info('Practice Zendesk: this {} goes by the script', call)
         time.sleep(step.get('delay', 0))
         if 'status' in step:
             return step.get('body', ''), step['status'], step.get('headers', {})
@@ -102,14 +106,33 @@ def follow_scripts(app: Flask) -> None:
 
     @app.after_request
     def note_and_mutilate(response: Response) -> Response:
-        if g.get('call') is None:
+        if 'noted' not in g:
             return response
+        issued = fingerprints(response.get_json(silent=True) or {}) if response.is_json else ''
         with _lock:
-            _journal.append({'call': g.call, 'status': response.status_code, 'began': g.began, 'ended': time.time()})
+            g.noted.update(status=response.status_code, issued=issued, cut='cut' in g.step, ended=time.time())
         if {'cut', 'trickle'} & g.step.keys():
             # The built-in server lends its socket to whoever asks.
             response.response = _send_by_hand(request.environ['werkzeug.socket'], _as_bytes(response), g.step)
         return response
+
+
+def script() -> list[dict[str, Any]]:
+    """Return the steps that are still to come."""
+    with _lock:
+        return [dict(step) for step in _script]
+
+
+def set_script(steps: list[dict[str, Any]]) -> None:
+    """Take these steps in place of those that are still to come."""
+    with _lock:
+        _script[:] = steps
+
+
+def journal() -> list[dict[str, Any]]:
+    """Return the calls, in the order in which they came."""
+    with _lock:
+        return [dict(noted) for noted in _journal]
 
 
 def _problem_of(steps: Any) -> str | None:
@@ -129,16 +152,28 @@ def _problem_of(steps: Any) -> str | None:
 def _kind_of_call() -> str | None:
     """Return which of CALLS the request is, or None."""
     if request.path == '/oauth/tokens':
-        data = request.get_json(silent=True) if request.is_json else request.form
-        return 'refresh' if isinstance(data, dict) and data.get('grant_type') == 'refresh_token' else 'exchange'
+        return 'refresh' if _form().get('grant_type') == 'refresh_token' else 'exchange'
+    if request.path.startswith('/api/v2/oauth/tokens/current'):
+        return 'revoke'
     return 'profile' if request.path.startswith('/api/v2/users/me') else None
 
 
-def _next_step(call: str | None) -> dict[str, Any]:
+def _form() -> dict[str, Any]:
+    data = request.get_json(silent=True) if request.is_json else request.form.to_dict()
+    return data if isinstance(data, dict) else {}
+
+
+def _what_came() -> str:
+    token = request.headers.get('Authorization', '').partition(' ')[2]
+    came_with = fingerprints({**_form(), 'access_token': token})
+    return f'{request.method} {request.path}' + (f' with {came_with}' if came_with else '')
+
+
+def _next_step(call: str) -> dict[str, Any]:
     """Return the first step for this kind of call, and take it off the script if that was its last time."""
     with _lock:
         for step in _script:
-            if step['call'] == call:
+            if step['call'] in (call, 'any'):
                 step['times'] = step.get('times', 1) - 1
                 if step['times'] < 1:
                     _script.remove(step)

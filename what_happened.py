@@ -46,7 +46,7 @@ def tell(app: Flask, controls: str) -> None:
     @app.before_request
     def begin() -> None:
         if request.endpoint != 'static':
-            g.visits = _come_in() + [Visit(f'{request.method} {request.path}')]
+            g.visits = [*_come_in(), Visit(f'{request.method} {request.path}')]
 
     @app.context_processor
     def lend_to_the_page() -> dict[str, Any]:

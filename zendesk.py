@@ -248,8 +248,8 @@ _OTHER_CLIENT = (
 SETUP_ERRORS = {
     'invalid_client': (
         "Zendesk does not accept the app's client secret",
-        'Check ZENDESK_CLIENT_SECRET (copy it again, whole; if it is lost, make a new one in the Admin Center), and that '
-        'ZENDESK_CLIENT_ID is the Identifier of the same OAuth client',
+        'Check ZENDESK_CLIENT_SECRET (copy it again, whole; if it is lost, make a new one in the Admin Center), and '
+        'that ZENDESK_CLIENT_ID is the Identifier of the same OAuth client',
     ),
     'invalid_scope': (
         'The app is not allowed the permission it asks for',

@@ -3,14 +3,15 @@ A practice Zendesk for this machine: enough of Zendesk's OAuth to run the tutori
 
     python zendesk_simulator.py [--port 3001]
 
-It shows a consent page where one picks a practice user, issues codes and tokens, rotates and expires them, and answers
-"show self", with Zendesk's statuses and error bodies. What it has issued is kept in `zendesk_simulator.db` in the
-working directory, so a restart changes nothing. The one client it knows is the practice client below, or the one in the
-environment variables ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and REDIRECT_URI.
+It shows a consent page where one picks a practice user, issues codes and tokens, rotates, expires and revokes them, and
+answers "show self", with Zendesk's statuses and error bodies. A restart changes nothing of what it has issued. The one
+client it knows is the practice client below, or the one in the environment variables ZENDESK_CLIENT_ID,
+ZENDESK_CLIENT_SECRET and REDIRECT_URI.
 
-simulator_script.py lets it fail on purpose, and tells which calls it got.
+http://localhost:3001/practice is its control page (simulator_controls.py); simulator_script.py lets it fail on purpose,
+and tells which calls it got.
 
-It knows nothing of the app, and imports nothing from it. Where Zendesk's documentation is silent, a comment says so.
+It knows nothing of the app, and takes nothing from it. Where Zendesk's documentation is silent, a comment says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, redirect, render_template, request
@@ -34,10 +34,12 @@ from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+import ports
+import simulator_controls
 import simulator_script
+from simulator_store import database, users
 
 PORT = 3001
-DATABASE = 'zendesk_simulator.db'
 
 CLIENT_ID = os.environ.get('ZENDESK_CLIENT_ID', 'practice_client')
 CLIENT_SECRET = os.environ.get('ZENDESK_CLIENT_SECRET', 'practice_secret')
@@ -49,15 +51,6 @@ CODE_LIFETIME = 120  # seconds
 ACCESS_TOKEN_LIFETIME = {'least': 300, 'most': 172_800, 'default': 1_800}
 REFRESH_TOKEN_LIFETIME = {'least': 604_800, 'most': 7_776_000, 'default': 2_592_000}
 KNOWN_SCOPES = {'read', 'write', 'users:read', 'users:write', 'tickets:read', 'tickets:write'}
-
-USERS = {
-    user['id']: user
-    for user in (
-        {'id': 9130907993101, 'name': 'Amara Okafor', 'role': 'agent', 'email': 'amara@practice.example'},
-        {'id': 9130907993102, 'name': 'Tomás Herrera', 'role': 'admin', 'email': 'tomas@practice.example'},
-        {'id': 9130907993103, 'name': 'Zoë Żółkiewska', 'role': 'end-user', 'email': 'zoe@practice.example'},
-    )
-}
 
 # The bodies that Zendesk sends with its refusals.
 ERRORS = {
@@ -79,6 +72,7 @@ ERRORS = {
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
 simulator_script.follow_scripts(app)
+simulator_controls.add_control_page(app, APP_ORIGIN)
 
 
 # --- The consent page: GET and POST /oauth/authorizations/new --- #
@@ -90,9 +84,9 @@ def ask_for_consent() -> ResponseReturnValue:
     problem = check_authorization_request()
     if problem is not None:
         return problem
-    return render_template(
-        'practice/consent.html', client_id=CLIENT_ID, scope=request.args['scope'], users=USERS.values()
-    )
+    with database() as db:
+        candidates = users(db).values()
+    return render_template('practice/consent.html', client_id=CLIENT_ID, scope=request.args['scope'], users=candidates)
 
 
 @app.post('/oauth/authorizations/new')
@@ -104,12 +98,11 @@ def answer_consent() -> ResponseReturnValue:
     if request.form.get('decision') != 'allow':
         logger.info('Practice Zendesk: the user denied access')
         return refuse_to_the_app('access_denied')
-    user = next((user for user in USERS.values() if str(user['id']) == request.form.get('user_id')), None)
-    if user is None:
-        return invalid_authorization_request('There is no such practice user.')
-
     code = secrets.token_hex(32)
     with database() as db:
+        user = next((user for user in users(db).values() if str(user['id']) == request.form.get('user_id')), None)
+        if user is None:
+            return invalid_authorization_request('There is no such practice user.')
         db.execute(
             'INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?)',
             (
@@ -279,20 +272,12 @@ def same(one: str, other: str) -> bool:
 @app.get('/api/v2/users/me.json')
 def show_self() -> ResponseReturnValue:
     """Show the user whose access token this is; without credentials, an anonymous one."""
-    kind, _, token = request.headers.get('Authorization', '').partition(' ')
-    if not kind:
+    if 'Authorization' not in request.headers:
         # What else Zendesk tells of its anonymous user is not documented.
         return {'user': {'id': None, 'name': 'Anonymous user', 'role': 'end-user'}}
-    if kind.lower() != 'bearer':
-        body = {'error': "Couldn't authenticate you"}
-        return body, 401, {'WWW-Authenticate': 'Basic realm="Web Password"'}
-
     with database() as db:
-        row = db.execute('SELECT * FROM tokens WHERE access_token = ?', (token.strip(),)).fetchone()
-    if row is None or row['access_expires_at'] <= time.time():
-        logger.info('Practice Zendesk: 401, the access token is expired or unknown')
-        body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
-        return body, 401, {'WWW-Authenticate': 'Bearer realm="Zendesk", error="invalid_token"'}
+        row = living_token(db)
+        user = users(db)[row['user_id']]
     if not {'read', 'users:read'} & set(row['scope'].split()):
         return {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}, 403
 
@@ -303,36 +288,47 @@ def show_self() -> ResponseReturnValue:
         'verified': True,
         'locale': 'en-US',
     }
-    return {'user': {**USERS[row['user_id']], **more}}
+    return {'user': {**user, **more}}
 
 
-# --- What was issued --- #
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS codes (
-    code TEXT PRIMARY KEY, user_id INTEGER, redirect_uri TEXT, scope TEXT, code_challenge TEXT, expires_at REAL);
-CREATE TABLE IF NOT EXISTS tokens (
-    access_token TEXT PRIMARY KEY, refresh_token TEXT UNIQUE, user_id INTEGER, scope TEXT,
-    access_expires_at REAL, refresh_expires_at REAL);
-"""
+# --- Revoking: DELETE /api/v2/oauth/tokens/current --- #
 
 
-@contextlib.contextmanager
-def database() -> Iterator[sqlite3.Connection]:
-    """Open the database for one transaction: other writers wait, and an exception undoes it."""
-    os.close(os.open(DATABASE, os.O_CREAT | os.O_RDWR, 0o600))  # private before sqlite3 opens it
-    connection = sqlite3.connect(DATABASE, timeout=30, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    try:
-        connection.executescript(SCHEMA)
-        connection.execute('BEGIN IMMEDIATE')
-        now = time.time()
-        connection.execute('DELETE FROM codes WHERE expires_at <= ?', (now,))
-        connection.execute('DELETE FROM tokens WHERE refresh_expires_at <= ?', (now,))
-        yield connection
-        connection.execute('COMMIT')
-    finally:
-        connection.close()  # rolls back what was not committed
+@app.delete('/api/v2/oauth/tokens/current')
+@app.delete('/api/v2/oauth/tokens/current.json')
+def revoke_token() -> ResponseReturnValue:
+    """Delete the access token that the request is made with; its refresh token goes with it."""
+    with database() as db:
+        db.execute('DELETE FROM tokens WHERE access_token = ?', (living_token(db)['access_token'],))
+    logger.info('Practice Zendesk: 204, the tokens are revoked')
+    return '', 204
+
+
+# --- Who calls --- #
+
+
+class Unauthorized(Exception):
+    """The request has no access token that is alive; holds the body and the challenge of the 401."""
+
+
+@app.errorhandler(Unauthorized)
+def refuse_credentials(refusal: Unauthorized) -> ResponseReturnValue:
+    body, challenge = refusal.args
+    return body, 401, {'WWW-Authenticate': challenge}
+
+
+def living_token(db: sqlite3.Connection) -> sqlite3.Row:
+    """Return what was issued with the request's access token."""
+    kind, _, token = request.headers.get('Authorization', '').partition(' ')
+    if kind.lower() != 'bearer':
+        raise Unauthorized({'error': "Couldn't authenticate you"}, 'Basic realm="Web Password"')
+    row: sqlite3.Row | None
+    row = db.execute('SELECT * FROM tokens WHERE access_token = ?', (token.strip(),)).fetchone()
+    if row is None or row['access_expires_at'] <= time.time():
+        logger.info('Practice Zendesk: 401, the access token is expired or unknown')
+        body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
+        raise Unauthorized(body, 'Bearer realm="Zendesk", error="invalid_token"')
+    return row
 
 
 # --- Serving --- #
@@ -371,6 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='A practice Zendesk on this machine.')
     parser.add_argument('--port', type=int, default=PORT)
     port = parser.parse_args().port
+    ports.stop_if_taken(port, 'With --port it can have another one')
     logger.info('The practice Zendesk is at http://localhost:{} (client {})', port, CLIENT_ID)
     with contextlib.suppress(KeyboardInterrupt):
         server(port).serve_forever()

@@ -26,10 +26,12 @@ from flask.testing import FlaskClient
 from servers import Processes, free_port, port_of
 
 import app as app_module
+import zendesk_simulator
 
 ZENDESK = 'https://mondocam.zendesk.com'
 TOKEN_ENDPOINT = f'{ZENDESK}/oauth/tokens'
 SHOW_SELF = f'{ZENDESK}/api/v2/users/me'
+REVOKE = f'{ZENDESK}/api/v2/oauth/tokens/current'
 
 USER = {'user': {'id': 6130907993114, 'name': 'Jane Doe', 'role': 'agent'}}
 NEW_PAIR = {
@@ -119,6 +121,14 @@ def zendesk():
     """Zendesk, mocked: a call that the test has not registered fails it."""
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         yield mock
+
+
+@pytest.fixture
+def http(tmp_path, monkeypatch):
+    """A client of the practice Zendesk, which keeps its data in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    zendesk_simulator.app.testing = True
+    return zendesk_simulator.app.test_client()
 
 
 @pytest.fixture

@@ -101,10 +101,15 @@ class Processes:
         with contextlib.closing(sqlite3.connect(self.folder / 'zendesk_simulator.db', timeout=60)) as db, db:
             db.execute('UPDATE tokens SET access_expires_at = 0')
 
+    def living_tokens(self) -> int:
+        """How many refresh tokens are alive at the practice Zendesk."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'zendesk_simulator.db', timeout=60)) as db:
+            return db.execute('SELECT count(*) FROM tokens').fetchone()[0]
+
     def journal(self, call: str) -> list[dict]:
-        """What the practice Zendesk has noted of the calls of this kind."""
+        """What the practice Zendesk has noted of the calls of this kind that it has answered, or would have."""
         calls = requests.get(f'{self.zendesk}/practice/journal', timeout=60).json()
-        return [noted for noted in calls if noted['call'] == call]
+        return [noted for noted in calls if noted['call'] == call and noted['ended']]
 
     def refreshes(self) -> int:
         return len(self.journal('refresh'))
@@ -139,6 +144,11 @@ class Visitor:
         self.click('Get my profile')
         self.click('Grant access')
         self.answer('allow', user)
+
+    @property
+    def form(self) -> dict[str, str]:
+        """What the page's form sends along unseen."""
+        return dict(re.findall('type="hidden" name="([^"]+)" value="([^"]+)"', self.text))
 
     @property
     def status(self) -> int:

@@ -303,5 +303,5 @@ def test_gunicorn_listens_here_only_and_gives_a_slow_visit_its_time():
     assert gunicorn['bind'] == '127.0.0.1:3000'
     assert gunicorn['preload_app'] is True
     assert gunicorn['threads'] > 1
-    longest = 3 * http_client.CALL_TIMEOUT + users_db.REFRESH_TIMEOUT + users_db.WRITE_TIMEOUT
+    longest = 4 * http_client.CALL_TIMEOUT + users_db.REFRESH_TIMEOUT + users_db.WRITE_TIMEOUT
     assert gunicorn['timeout'] == gunicorn['graceful_timeout'] > longest

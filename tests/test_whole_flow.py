@@ -332,8 +332,18 @@ def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str
     for body in ('{"user": {"id": 5, "name": "canary", "role": 7}}', '{"canary": 5}', '{"user": {"id": null}}'):
         processes.script({'call': 'profile', 'status': 200, 'body': body})
         visit(f'{home}profile')
+    for step in ({'status': 500}, {'status': 200, 'body': pair}, {}):
+        grant()
+        visit(f'{home}profile')
+        secrets.append(visitor.form['csrf_token'])
+        pages.pop()  # the form's own page is where that belongs
+        processes.script({'call': 'revoke', **step})
+        visitor.page = visitor.http.post(f'{home}disconnect', visitor.form, timeout=60)
+        look()
+    grant()
     processes.edit_users('access_token', 'refresh_token')
     visit(f'{home}profile')
+    pages.append(requests.get(f'{processes.zendesk}/practice', timeout=60).text)
     (processes.folder / 'users.json').write_text('{"canary": "half of a JSON')
     visit(f'{home}profile')
     secrets.extend(['canary', (processes.folder / '.secret_key').read_text()])

@@ -1,0 +1,132 @@
+"""
+The practice Zendesk's control page, http://localhost:3001/practice: let things happen by clicking, and see the calls.
+
+What it shows of tokens and codes are their fingerprints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from flask import Flask, redirect, render_template, request
+from flask.typing import ResponseReturnValue
+from loguru import logger
+
+import simulator_script
+from fingerprints import fingerprint
+from simulator_store import database, users
+
+SHOWN_CALLS = 20
+MAX_NAME = 200  # characters
+
+# What the next call can get instead of an answer: in words, and as a step of simulator_script.
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    '500': ('500, an error of Zendesk’s own', {'status': 500, 'body': '<h1>Internal Server Error</h1>'}),
+    '429': (
+        '429, too many requests',
+        {'status': 429, 'body': 'Number of allowed API requests per minute exceeded', 'headers': {'Retry-After': '5'}},
+    ),
+    'silence': ('no answer at all', {'status': 500, 'delay': 30, 'cut': 0}),
+    'lost': ('its answer lost on the way, after all is done', {'cut': 0}),
+}
+CALLS = {
+    'any': 'call, of any kind',
+    'profile': 'request for the profile',
+    'refresh': 'refresh',
+    'exchange': 'exchange of a code',
+    'revoke': 'revocation',
+}
+
+
+def add_control_page(app: Flask, app_origin: str) -> None:
+    """Let the practice Zendesk serve its control page, which leads back to the app at `app_origin`."""
+
+    @app.get('/practice')
+    def show_controls() -> ResponseReturnValue:
+        with database() as db:
+            people = users(db)
+            tokens = db.execute('SELECT * FROM tokens ORDER BY access_expires_at DESC').fetchall()
+        done = request.args.get('done')
+        return render_template(
+            'practice/controls.html',
+            app_origin=app_origin,
+            done=ACTIONS[done][0] if done in ACTIONS else None,
+            people=people,
+            tokens=tokens,
+            script=simulator_script.script(),
+            journal=simulator_script.journal()[: -SHOWN_CALLS - 1 : -1],
+            faults={name: words for name, (words, _) in FAULTS.items()},
+            calls=CALLS,
+        )
+
+    @app.post('/practice')
+    def act() -> ResponseReturnValue:
+        # Browsers say where a form was sent from; no other site's page has a say here.
+        if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin':
+            return {'error': 'not from another page'}, 403
+        action = request.form.get('action', '')
+        if action not in ACTIONS:
+            return {'error': 'there is no such action'}, 400
+        logger.info('Practice Zendesk: {}', ACTIONS[action][0])
+        ACTIONS[action][1]()
+        return redirect(f'/practice?done={action}', 303)
+
+    app.add_template_filter(fingerprint)
+    app.add_template_filter(_left, 'left')
+    app.add_template_filter(_time_of_day, 'time_of_day')
+
+
+def _expire_access() -> None:
+    with database() as db:
+        db.execute('UPDATE tokens SET access_expires_at = 0')
+
+
+def _end_grants() -> None:
+    with database() as db:
+        db.execute('DELETE FROM tokens')
+
+
+def _fail_next() -> None:
+    call, fault = request.form.get('call'), request.form.get('fault')
+    if call in CALLS and fault in FAULTS:
+        simulator_script.set_script([{'call': call, **FAULTS[fault][1]}])
+
+
+def _forget_script() -> None:
+    simulator_script.set_script([])
+
+
+def _rename() -> None:
+    name = request.form.get('name', '').strip()[:MAX_NAME]
+    with database() as db:
+        user_id = next((user_id for user_id in users(db) if str(user_id) == request.form.get('user_id')), None)
+        if name and user_id:
+            db.execute('INSERT OR REPLACE INTO names VALUES (?, ?)', (user_id, name))
+
+
+# What a form can ask for: what is said of it once it is done, and what does it.
+ACTIONS: dict[str, tuple[str, Callable[[], None]]] = {
+    'expire_access': ('All access tokens have expired.', _expire_access),
+    'end_grants': ('All refresh tokens are dead, and their access tokens with them.', _end_grants),
+    'fail_next': ('The next call will go wrong, as you wish.', _fail_next),
+    'forget_script': ('The next call will be answered as usual.', _forget_script),
+    'rename': ('The user has a new name.', _rename),
+}
+
+
+def _left(expires_at: float) -> str:
+    """Say how long something will be good for."""
+    seconds = expires_at - time.time()
+    if seconds <= 0:
+        return 'expired'
+    for unit, name in ((86400, 'days'), (60, 'min')):
+        if seconds >= 2 * unit:
+            return f'for {round(seconds / unit)} {name}'
+    return f'for {round(seconds)} s'
+
+
+def _time_of_day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime('%H:%M:%S')

@@ -1,0 +1,24 @@
+"""A real Chromium, driven by Playwright: the one that is installed on this machine."""
+
+from __future__ import annotations
+
+import shutil
+
+from playwright.sync_api import Browser, Error, Playwright
+
+NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'microsoft-edge')
+
+
+def launch(playwright: Playwright, *without: str) -> Browser | None:
+    """
+    Start a Chromium from the PATH, or Chrome or Edge from where they usually are, or Playwright's own; or return None.
+
+    `without` names options that Playwright would start it with.
+    """
+    on_the_path = [{'executable_path': path} for name in NAMES if (path := shutil.which(name))]
+    for which in (*on_the_path, {'channel': 'chrome'}, {'channel': 'msedge'}, {}):
+        try:
+            return playwright.chromium.launch(**which, ignore_default_args=list(without))
+        except Error:
+            continue
+    return None

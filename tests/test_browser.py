@@ -1,0 +1,584 @@
+"""Practice mode in a real Chromium: what people see, click, and come back to."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from servers import ADMIN, AGENT, END_USER, Processes, listens
+
+playwright = pytest.importorskip(
+    'playwright.sync_api', reason='Playwright is not installed: pip install -r requirements-dev.txt'
+)
+axe = pytest.importorskip(
+    'axe_playwright_python.sync_playwright', reason='axe-core is not installed: pip install -r requirements-dev.txt'
+)
+
+pytestmark = pytest.mark.browser
+
+APP, ZENDESK = 'http://localhost:3000', 'http://localhost:3001'
+HOME, GRANT_ACCESS, PROFILE, CONTROLS = f'{APP}/', f'{APP}/grant_access', f'{APP}/profile', f'{ZENDESK}/practice'
+
+
+@pytest.fixture(scope='module')
+def start_chromium():
+    """A function that starts a Chromium."""
+    from chromium import launch
+
+    with playwright.sync_playwright() as engine:
+
+        def start(*without: str):
+            browser = launch(engine, *without)
+            if browser is None:
+                pytest.skip('there is no Chromium: install it, Chrome or Edge, or run "playwright install chromium"')
+            return browser
+
+        yield start
+
+
+@pytest.fixture(scope='module')
+def chromium(start_chromium):
+    browser = start_chromium()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def practice(processes) -> Processes:
+    """The app in practice mode."""
+    for port in (3000, 3001):
+        if listens(port):
+            pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
+    processes.start('app.py', port=3000)
+    return processes
+
+
+@pytest.fixture
+def new_browser(chromium) -> Iterator[Callable]:
+    """A function that returns a new browser with one tab; at the end none of their pages may have had a complaint."""
+    complaints, contexts = [], []
+
+    def complain(message) -> None:
+        # Chromium notes the status of an error page itself in the console; that is what the status is for.
+        if message.type in ('error', 'warning') and 'the server responded with a status of' not in message.text:
+            complaints.append(f'{message.type}: {message.text}')
+
+    def look_at(request) -> None:
+        if not request.url.startswith((APP, ZENDESK, 'http://127.0.0.1:3000')):
+            complaints.append(f'a request to another host: {request.url}')
+
+    def new_browser(chromium=chromium):
+        context = chromium.new_context()
+        context.set_default_timeout(30_000)
+        context.on('console', complain)
+        context.on('weberror', lambda error: complaints.append(f'exception: {error.error}'))
+        context.on('request', look_at)
+        contexts.append(context)
+        return context.new_page()
+
+    yield new_browser
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(practice, new_browser):
+    """A visitor's tab, on the home page."""
+    page = new_browser()
+    page.goto(HOME)
+    return page
+
+
+def click(page, name: str) -> None:
+    """Click the link or press the button of this name."""
+    page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()
+
+
+def allow(page, user: str = AGENT) -> None:
+    page.get_by_label(user).check()
+    click(page, 'Allow')
+
+
+def grant(page, user: str = AGENT) -> None:
+    """Go from the home page through the grant and back."""
+    click(page, 'Get my profile')
+    click(page, 'Grant access')
+    allow(page, user)
+    assert page.url == HOME
+
+
+def heading(page) -> str:
+    return page.get_by_role('heading', level=1).inner_text()
+
+
+def what_happened(page) -> list[str]:
+    """Open the panel and read it, without the times of day."""
+    panel = page.get_by_role('complementary', name='What just happened')
+    if not panel.locator('details').evaluate('details => details.open'):
+        panel.get_by_text('What just happened').click()
+    steps = panel.locator('h2, li span').all_inner_texts()
+    assert steps
+    return steps
+
+
+def in_order(steps: list[str], *expected: str) -> bool:
+    """Tell whether the steps have these words, in this order."""
+    rest = iter(steps)
+    return all(any(words in step for step in rest) for words in expected)
+
+
+def greets(page, user: str) -> bool:
+    return heading(page) == f'👋 Hi, {user}!'
+
+
+# --- The flow --- #
+
+
+def test_the_whole_flow_by_clicking(page):
+    click(page, 'Get my profile')
+    assert page.url == GRANT_ACCESS
+    click(page, 'Grant access')
+    assert page.url.startswith(f'{ZENDESK}/oauth/authorizations/new?')
+    allow(page, END_USER)
+    assert page.url == HOME
+    click(page, 'Get my profile')
+    assert greets(page, END_USER)
+    assert page.get_by_text('Your Zendesk user role is').inner_text() == 'Your Zendesk user role is end-user.'
+
+
+def test_a_denial_has_a_way_on(page):
+    click(page, 'Get my profile')
+    click(page, 'Grant access')
+    click(page, 'Deny')
+    assert heading(page) == 'Access was not granted'
+    click(page, 'Try again')
+    assert page.url == GRANT_ACCESS
+    click(page, 'Grant access')
+    allow(page)
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+
+
+def test_two_tabs_end_well_in_reverse_order(page):
+    other = page.context.new_page()
+    for tab in (page, other):
+        tab.goto(PROFILE)
+        click(tab, 'Grant access')
+    allow(other, ADMIN)
+    allow(page, END_USER)
+    assert in_order(what_happened(page), 'GET /zendesk/auth', 'GET /zendesk/oauth/callback', 'GET /')
+    for tab in (page, other):
+        tab.goto(PROFILE)
+        assert greets(tab, END_USER)
+
+
+def test_back_and_reload_after_a_grant_are_harmless(practice, page):
+    grant(page)
+    page.go_back()  # to Zendesk's question, whose answer has been given
+    assert page.url.startswith(ZENDESK)
+    page.go_forward()
+    assert page.url == HOME
+    page.reload()
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+    page.reload()
+    assert greets(page, AGENT)
+    page.go_back()
+    assert page.url == HOME
+    # To allow a second time with the same request: the answer was used before, and the grant stays.
+    page.go_back()
+    allow(page)
+    assert heading(page) == 'This answer can not be used'
+    page.goto(PROFILE)
+    assert greets(page, AGENT)
+    assert len(practice.users) == 1
+
+
+def test_two_browsers_with_two_users_work_side_by_side(practice, page, new_browser):
+    other = new_browser()
+    other.goto(HOME)
+    grant(page, ADMIN)
+    grant(other, END_USER)
+    for _ in range(2):
+        page.goto(PROFILE)
+        other.goto(PROFILE)
+        assert greets(page, ADMIN)
+        assert greets(other, END_USER)
+        practice.edit_users('access_token')
+    assert practice.refreshes() == 2  # one each, at the second round
+
+
+@pytest.mark.parametrize('path', ['/', '/profile', '/grant_access'])
+def test_a_start_on_127_0_0_1_ends_in_a_grant(practice, new_browser, path):
+    page = new_browser()
+    page.goto(f'http://127.0.0.1:3000{path}')
+    assert page.url.startswith(APP)
+    if path == '/':
+        click(page, 'Get my profile')
+    click(page, 'Grant access')
+    allow(page)
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+
+
+def test_an_error_that_zendesk_shows_is_explained_after_back(page):
+    page.goto(GRANT_ACCESS)
+    click(page, 'Grant access')
+    page.goto(page.url.replace('practice_client', '12345'))
+    assert page.get_by_text('No such client').is_visible()
+    page.go_back()
+    page.go_back()
+    assert page.url == GRANT_ACCESS
+    assert page.get_by_role('heading', name='Did Zendesk show an error?').is_visible()
+
+
+# --- Steps 5 and 6 of the tutorial, and what lies beyond, by clicking --- #
+
+
+def test_the_panel_is_closed_until_somebody_opens_it(page):
+    assert not page.get_by_text('Showing the home page').is_visible()
+    what_happened(page)
+    assert page.get_by_text('Showing the home page').is_visible()
+
+
+def test_the_panel_tells_of_a_grant_across_its_redirects(page):
+    click(page, 'Get my profile')
+    assert what_happened(page) == [
+        'GET /profile',
+        "Looking up the visitor's access and refresh tokens",
+        'There are none yet: asking the visitor to grant access',
+        'Redirect to /grant_access',
+        'GET /grant_access',
+        'Showing the page that asks for access',
+    ]
+    click(page, 'Grant access')
+    allow(page)
+    steps = what_happened(page)
+    assert in_order(
+        steps,
+        'GET /zendesk/auth',
+        'Sending the visitor to Zendesk with an authorization request',
+        f'Redirect to {ZENDESK}/oauth/authorizations/new',
+        'GET /zendesk/oauth/callback',
+        'Back from Zendesk with the state #',
+        'Trading the authorization code for tokens',
+        'POST /oauth/tokens with code #',
+        'Zendesk answers 201 with access token #',
+        'Writing the tokens to users.json: access token #',
+        'Redirect to /',
+        'GET /',
+        'Showing the home page',
+    )
+
+
+def test_step_5_an_expired_access_token_is_refreshed(practice, page):
+    grant(page)
+    click(page, 'Get my profile')
+    [before] = practice.users.values()
+    what_happened(page)
+    click(page, 'make something happen')
+    assert page.url == CONTROLS
+    click(page, 'Let the access token expire now')
+    assert page.get_by_role('status').inner_text() == 'All access tokens have expired.'
+    click(page, 'Get my profile, in the app')
+
+    assert greets(page, AGENT)
+    steps = what_happened(page)
+    assert in_order(
+        steps,
+        'users.json holds access token #',
+        'Asking Zendesk for the profile',
+        'Zendesk answers 401',
+        'Trading the refresh token',
+        'POST /oauth/tokens with refresh token #',
+        'Zendesk answers 201 with access token #',
+        'Storing the new pair',
+        'Asking Zendesk for the profile again',
+        'Zendesk answers 200',
+        'Showing the profile',
+    )
+    # One sees that both tokens have changed, and neither of them.
+    [after] = practice.users.values()
+    pairs = re.findall(r'access token (#\w{8}), refresh token (#\w{8})', ' '.join(steps))
+    assert len(set(pairs)) == 2
+    for secret in (*tokens_of(before), *tokens_of(after)):
+        assert secret not in page.content()
+
+
+def tokens_of(record: dict) -> list[str]:
+    return [record['access_token'], record['refresh_token']]
+
+
+def test_step_6_a_dead_refresh_token_asks_for_access_again(page):
+    grant(page)
+    page.goto(CONTROLS)
+    click(page, 'Let the refresh token die, too')
+    click(page, 'Get my profile, in the app')
+    assert page.url == GRANT_ACCESS
+    steps = what_happened(page)
+    assert in_order(
+        steps, 'Zendesk answers 401', 'Zendesk answers 400', 'Zendesk refuses the refresh token', 'Redirect'
+    )
+    click(page, 'Grant access')
+    allow(page)
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+
+
+def fail_next(page, call: str, fault: str) -> None:
+    page.goto(CONTROLS)
+    page.get_by_label('The next').select_option(call)
+    page.get_by_label(fault).check()
+    click(page, 'Let it go wrong')
+    assert 'go wrong' in page.get_by_role('status').inner_text()
+
+
+@pytest.mark.parametrize(
+    ('fault', 'title'),
+    [('500', 'Zendesk could not answer'), ('429', 'Zendesk is busy'), ('lost on the way', 'Zendesk could not answer')],
+)
+def test_a_failing_call_is_a_page_and_the_next_click_works(page, fault, title):
+    grant(page)
+    fail_next(page, 'any', fault)
+    click(page, 'Get my profile, in the app')
+    assert heading(page) == title
+    assert in_order(what_happened(page), 'GET /profile', 'Asking Zendesk for the profile', title)
+    click(page, 'Try again')
+    assert greets(page, AGENT)
+
+
+def test_a_failing_refresh_keeps_the_grant(page):
+    grant(page)
+    page.goto(CONTROLS)
+    click(page, 'Let the access token expire now')
+    fail_next(page, 'refresh', '500')
+    click(page, 'Get my profile, in the app')
+    assert heading(page) == 'Zendesk could not answer'
+    click(page, 'Try again')
+    assert greets(page, AGENT)
+
+
+@pytest.mark.slow
+def test_no_answer_at_all_is_a_page_and_the_next_click_works(page):
+    grant(page)
+    fail_next(page, 'any', 'no answer at all')
+    click(page, 'Get my profile, in the app')
+    assert heading(page) == 'Zendesk did not answer in time'
+    page.goto(CONTROLS)
+    assert page.get_by_text('not answered yet').is_visible()
+    page.goto(PROFILE)
+    assert greets(page, AGENT)
+
+
+def test_a_new_name_is_shown_at_the_next_visit(page):
+    grant(page, ADMIN)
+    page.goto(CONTROLS)
+    page.get_by_label('The user').select_option(label=f'{ADMIN} (admin)')
+    page.get_by_label('is now called').fill('<i>Ana</i> O’Neil 🙂')
+    click(page, 'Change the name')
+    click(page, 'Get my profile, in the app')
+    assert greets(page, '<i>Ana</i> O’Neil 🙂')
+
+
+def test_the_control_page_shows_the_calls(page):
+    grant(page)
+    click(page, 'Get my profile')
+    page.goto(CONTROLS)
+    calls = page.locator('.journal li').all_inner_texts()
+    assert len(calls) == 2
+    assert 'GET /api/v2/users/me with access token #' in calls[0]
+    assert calls[0].endswith('→ 200')
+    assert 'POST /oauth/tokens with code #' in calls[1]
+    # The app's panel and this page name the tokens alike.
+    page.goto(PROFILE)
+    [name] = set(re.findall(r'access token (#\w{8})', ' '.join(what_happened(page))))
+    assert f'access token {name}' in calls[0]
+
+
+# --- The end of a grant --- #
+
+
+def test_disconnect_and_back_shows_nothing(practice, start_chromium, new_browser):
+    # With pages kept in memory for "Back", as people's browsers do and Playwright's do not.
+    chromium = start_chromium('--disable-back-forward-cache')
+    page = new_browser(chromium)
+    page.goto(HOME)
+    grant(page)
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+    click(page, 'Disconnect')
+    assert page.url == HOME
+    assert 'Zendesk has revoked them, too' in page.get_by_role('status').inner_text()
+    assert in_order(
+        what_happened(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current with access token #', '204', '401'
+    )
+    assert practice.users == {}
+    page.go_back(wait_until='commit')  # a page from memory does not load again
+    page.wait_for_url(GRANT_ACCESS)
+    assert AGENT not in page.content()
+    page.goto(PROFILE)
+    assert page.url == GRANT_ACCESS
+    chromium.close()
+
+
+def test_disconnect_while_zendesk_fails_says_so(practice, page):
+    grant(page)
+    fail_next(page, 'revoke', '500')
+    click(page, 'Get my profile, in the app')
+    click(page, 'Disconnect')
+    assert 'Zendesk did not confirm' in page.get_by_role('status').inner_text()
+    assert practice.users == {}
+
+
+def test_an_old_page_can_not_disconnect_a_new_grant(practice, page):
+    grant(page)
+    click(page, 'Get my profile')
+    other = page.context.new_page()
+    other.goto(HOME)
+    other.goto(f'{APP}/zendesk/auth')
+    allow(other, ADMIN)
+    click(page, 'Disconnect')
+    assert heading(page) == 'This page is out of date'
+    assert len(practice.users) == 1
+    click(page, 'Open my profile')
+    assert greets(page, ADMIN)
+
+
+# --- For everybody --- #
+
+
+def every_page(page) -> Iterator[str]:
+    """Go to each page that there is, with its panel open; yield its name."""
+
+    def at(name: str) -> str:
+        if page.url.startswith(APP):
+            what_happened(page)
+        return name
+
+    page.goto(CONTROLS)
+    yield at('control page, nothing yet')
+    page.goto(HOME)
+    yield at('home')
+    click(page, 'Get my profile')
+    yield at('grant access')
+    click(page, 'Grant access')
+    yield at('consent')
+    page.goto(GRANT_ACCESS)
+    yield at('grant access, without an answer from Zendesk')
+    click(page, 'Grant access')
+    invalid = page.url.replace('practice_client', '12345')
+    click(page, 'Deny')
+    yield at('denied')
+    page.goto(invalid)
+    yield at('no such client')
+    page.goto(f'{APP}/zendesk/oauth/callback?code=x&state=y')
+    yield at('answer refused')
+    page.goto(f'{APP}/nothing')
+    yield at('no such page')
+    page.goto(HOME)
+    grant(page)
+    yield at('home, after a grant')
+    click(page, 'Get my profile')
+    yield at('profile')
+    fail_next(page, 'any', '429')
+    yield at('control page')
+    click(page, 'Get my profile, in the app')
+    yield at('busy')
+    fail_next(page, 'revoke', '500')
+    click(page, 'Get my profile, in the app')
+    click(page, 'Disconnect')
+    yield at('disconnected, not confirmed')
+    grant(page)
+    click(page, 'Get my profile')
+    click(page, 'Disconnect')
+    yield at('disconnected')
+
+
+def test_axe_core_finds_nothing_on_any_page_in_either_colour_scheme(page, figure):
+    found, pages = [], 0
+    for name in every_page(page):
+        pages += 1
+        for scheme in ('light', 'dark'):
+            page.emulate_media(color_scheme=scheme)
+            result = axe.Axe().run(page)
+            assert result.response['passes']
+            found += [
+                (name, scheme, violation['id'], [node['html'] for node in violation['nodes']])
+                for violation in result.response['violations']
+            ]
+    version = result.response['testEngine']['version']
+    figure(f'axe-core {version}: {len(found)} violations on {pages} pages in 2 colour schemes')
+    assert found == []
+
+
+def test_every_page_is_in_order_at_any_width(page):
+    titles = set()
+    for name in every_page(page):
+        assert page.locator('html').get_attribute('lang') == 'en', name
+        assert page.get_by_role('heading', level=1).count() == 1, name
+        assert page.get_by_role('main').count() == 1, name
+        assert page.get_by_role('banner').count() == 1, name
+        titles.add(page.title())
+        shift = page.evaluate(LAYOUT_SHIFT)
+        assert shift == 0, name
+        for width in (320, 1920):
+            page.set_viewport_size({'width': width, 'height': 800})
+            assert page.evaluate('document.documentElement.scrollWidth') <= width, name
+        page.set_viewport_size({'width': 1280, 'height': 720})
+    assert len(titles) >= 9
+    assert all(re.fullmatch(r'.+ · (Zendesk OAuth in a web app|Practice Zendesk)', title) for title in titles)
+
+
+# How far things have moved since the page began to load, without anybody having done something.
+LAYOUT_SHIFT = """() => new Promise(resolve => {
+  let sum = 0;
+  new PerformanceObserver(list => {
+    for (const entry of list.getEntries()) if (!entry.hadRecentInput) sum += entry.value;
+  }).observe({type: 'layout-shift', buffered: true});
+  setTimeout(() => resolve(sum), 50);
+})"""
+
+
+def test_the_flow_can_be_walked_by_keyboard_with_a_visible_focus(page):
+    def go_to(name: str) -> None:
+        for _ in range(20):
+            page.keyboard.press('Tab')
+            focused = page.locator(':focus')
+            if focused.count() and focused.inner_text() == name:
+                assert focused.evaluate('element => getComputedStyle(element).outlineStyle') == 'solid'
+                return
+        raise AssertionError(f'{name} can not be reached')
+
+    for name in ('Get my profile', 'Grant access', 'Allow', 'Get my profile', 'What just happened'):
+        go_to(name)
+        opens_a_page = name != 'What just happened'
+        with page.expect_navigation() if opens_a_page else contextlib.nullcontext():
+            page.keyboard.press('Enter')
+    assert greets(page, AGENT)
+    assert page.get_by_text('Showing the profile').is_visible()
+
+
+def test_the_two_sides_look_different(page):
+    def looks() -> tuple[str, ...]:
+        return tuple(
+            page.evaluate(f'getComputedStyle(document.body).{name}')
+            for name in ('backgroundColor', 'fontFamily', 'borderTopWidth')
+        )
+
+    for scheme in ('light', 'dark'):
+        page.emulate_media(color_scheme=scheme)
+        page.goto(HOME)
+        app = looks()
+        page.goto(CONTROLS)
+        assert all(one != other for one, other in zip(app, looks(), strict=True))
+
+
+def test_the_strict_policy_holds_on_both_sides(page):
+    """A style, a script or a picture from elsewhere that got into a page would do nothing."""
+    for address in (HOME, CONTROLS):
+        policy = page.goto(address).headers['content-security-policy']
+        assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self';")
+        assert 'unsafe' not in policy

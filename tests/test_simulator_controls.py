@@ -1,0 +1,164 @@
+"""The practice Zendesk's control page, and its journal."""
+
+from __future__ import annotations
+
+import html
+
+import pytest
+from test_zendesk_simulator import ADMIN, AGENT, EXCHANGE, allow, grant, refresh, refused, show_self
+
+import simulator_script
+from fingerprints import fingerprint
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over():
+    simulator_script._journal.clear()
+    yield
+    simulator_script._script.clear()
+
+
+@pytest.fixture
+def controls(http):
+    """Press a button on the control page, and return the page that one comes to."""
+
+    def press(action: str, **form) -> str:
+        answer = http.post('/practice', data={'action': action, **form})
+        assert answer.status_code == 303
+        return http.get(answer.location).text
+
+    return press
+
+
+def test_an_access_token_expires_at_a_click_and_can_be_refreshed(http, controls):
+    pair = grant(http)
+    assert 'All access tokens have expired' in controls('expire_access')
+    assert show_self(http, pair).status_code == 401
+    assert show_self(http, refresh(http, pair).json).status_code == 200
+
+
+def test_a_refresh_token_dies_at_a_click(http, controls):
+    pair = grant(http)
+    assert 'None are alive' in controls('end_grants')
+    assert show_self(http, pair).status_code == 401
+    assert refused(refresh(http, pair), 'invalid_grant')
+
+
+@pytest.mark.parametrize(('fault', 'status'), [('500', 500), ('429', 429)])
+def test_the_next_call_gets_an_error_and_the_one_after_it_an_answer(http, controls, fault, status):
+    pair = grant(http)
+    page = controls('fail_next', call='any', fault=fault)
+    assert 'Waiting for the next call' in page
+    answer = show_self(http, pair)
+    assert answer.status_code == status
+    assert answer.headers.get('Retry-After') == ('5' if status == 429 else None)
+    assert show_self(http, pair).status_code == 200
+
+
+def test_a_fault_can_wait_for_a_call_of_a_kind(http, controls):
+    pair = grant(http)
+    controls('fail_next', call='refresh', fault='500')
+    assert show_self(http, pair).status_code == 200
+    assert refresh(http, pair).status_code == 500
+    assert refresh(http, pair).status_code == 201
+
+
+def test_silence_lasts_longer_than_the_app_waits(controls):
+    controls('fail_next', call='profile', fault='silence')
+    [step] = simulator_script.script()
+    assert (step['call'], step['cut']) == ('profile', 0)
+    assert step['delay'] > 14
+
+
+def test_a_fault_can_be_taken_back(http, controls):
+    pair = grant(http)
+    controls('fail_next', call='any', fault='500')
+    assert 'Waiting' not in controls('forget_script')
+    assert show_self(http, pair).status_code == 200
+
+
+def test_a_user_gets_another_name(http, controls):
+    pair, other = grant(http, user_id=ADMIN), grant(http, user_id=AGENT)
+    name = '<b>Ana</b> & \'"Ünï\u202e🙂'
+    page = controls('rename', user_id=str(ADMIN), name=f'  {name}  ')
+    assert show_self(http, pair).json['user']['name'] == name
+    assert show_self(http, other).json['user']['name'] == 'Amara Okafor'
+    assert name in html.unescape(page)
+    assert name not in page
+
+
+@pytest.mark.parametrize('form', [{}, {'user_id': 'x', 'name': 'x'}, {'user_id': str(AGENT), 'name': ' '}])
+def test_a_name_that_is_none_changes_nothing(http, controls, form):
+    controls('rename', **form)
+    assert show_self(http, grant(http)).json['user']['name'] == 'Amara Okafor'
+
+
+def test_a_name_has_an_end(http, controls):
+    controls('rename', user_id=str(AGENT), name='x' * 100_000)
+    assert show_self(http, grant(http)).json['user']['name'] == 'x' * 200
+
+
+@pytest.mark.parametrize('form', [{}, {'action': 'nonsense'}, {'action': 'fail_next', 'call': 'x', 'fault': 'y'}])
+def test_nonsense_does_nothing(http, form):
+    assert http.post('/practice', data=form).status_code in (303, 400)
+    assert simulator_script.script() == []
+
+
+@pytest.mark.parametrize('site', ['cross-site', 'same-site', 'none'])
+def test_a_page_of_another_site_can_not_press_a_button(http, site):
+    pair = grant(http)
+    answer = http.post('/practice', data={'action': 'end_grants'}, headers={'Sec-Fetch-Site': site})
+    assert answer.status_code == 403
+    assert show_self(http, pair).status_code == 200
+
+
+def test_under_another_name_there_is_no_control_page(http):
+    for method in (http.get, http.post):
+        assert method('/practice', headers={'Host': 'evil.example:3001'}).status_code == 400
+
+
+def test_the_journal_shows_the_calls_and_fingerprints_and_no_secret(http, controls):
+    code = allow(http)
+    first = http.post('/oauth/tokens', data={**EXCHANGE, 'code': code}).json
+    controls('expire_access')
+    show_self(http, first)
+    second = refresh(http, first).json
+    show_self(http, second)
+    page = http.get('/practice').text
+
+    lines = [
+        f'POST /oauth/tokens with code {fingerprint(code)} → 201 with access token '
+        f'{fingerprint(first["access_token"])}, refresh token {fingerprint(first["refresh_token"])}',
+        f'GET /api/v2/users/me with access token {fingerprint(first["access_token"])} → 401',
+        f'POST /oauth/tokens with refresh token {fingerprint(first["refresh_token"])} → 201 with access token '
+        f'{fingerprint(second["access_token"])}, refresh token {fingerprint(second["refresh_token"])}',
+        f'GET /api/v2/users/me with access token {fingerprint(second["access_token"])} → 200',
+    ]
+    text = ' '.join(page.replace('<strong>', '').replace('</strong>', '').split())
+    assert text.index(lines[3]) < text.index(lines[2]) < text.index(lines[1]) < text.index(lines[0])
+    for secret in (code, *(pair[name] for pair in (first, second) for name in ('access_token', 'refresh_token'))):
+        assert secret not in page
+
+
+def test_the_journal_is_not_endless(http, controls):
+    for _ in range(30):
+        show_self(http, {'access_token': 'x'})
+    assert http.get('/practice').text.count('GET /api/v2/users/me') == 20
+
+
+def test_a_call_that_waits_for_its_answer_is_shown_as_such(http):
+    pair = grant(http)
+    show_self(http, pair)
+    simulator_script._journal[-1].update(status=None, ended=None)
+    assert 'not answered yet' in http.get('/practice').text
+
+
+def test_the_tokens_alive_are_shown_by_user(http):
+    pair = grant(http, user_id=ADMIN)
+    page = ' '.join(http.get('/practice').text.split())
+    assert f'Tomás Herrera: access token <code>{fingerprint(pair["access_token"])}</code> (for 6 min)' in page
+    assert f'refresh token <code>{fingerprint(pair["refresh_token"])}</code> (for 7 days)' in page
+
+
+def test_the_page_leads_back_to_the_app(http):
+    assert 'href="http://localhost:3000/profile"' in http.get('/practice').text
