@@ -59,9 +59,9 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
         try:
             new_tokens = {**stored, **zendesk.refresh(refresh_token)}
             logger.info('Storing the new pair: {}', fingerprints(new_tokens))
-        except zendesk.InvalidGrant:
+        except zendesk.InvalidGrant as refusal:
             new_tokens = None
-            logger.info('Zendesk refuses the refresh token: dropping the pair')
+            logger.info('Zendesk refuses the refresh token: dropping the pair ({})', refusal)
         # Whatever was stored while Zendesk was busy wins: a grant removed or made anew is not overwritten.
         return db.replace(user_id, refresh_token, new_tokens) or {'error': 'invalid_refresh_token'}
 
