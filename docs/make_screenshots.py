@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / 'tests'))
 
-from chromium import launch  # noqa: E402
+from chromium import click, launch  # noqa: E402
 from servers import Processes  # noqa: E402
 
 HOME = 'http://localhost:3000/'
@@ -40,33 +40,30 @@ def main() -> None:
 def take_all(page: Page) -> None:
     """Walk through the flow as the README tells it."""
 
-    def click(name: str) -> None:
-        page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()
-
     def open_panel() -> None:
         page.locator('summary').click()
 
     page.goto(HOME)
     take(page, '1-home')
-    click('Get my profile')
+    click(page, 'Get my profile')
     take(page, '2-grant-access')
-    click('Grant access')
+    click(page, 'Grant access')
     take(page, '3-consent')
-    click('Allow')
+    click(page, 'Allow')
     open_panel()
     take(page, '4-back-home')
-    click('Get my profile')
+    click(page, 'Get my profile')
     take(page, '5-profile')
     page.goto('http://localhost:3001/practice')
-    click('Let the access token expire now')
+    click(page, 'Let the access token expire now')
     take(page, '6-controls')
-    click('Get my profile, in the app')
+    click(page, 'Get my profile, in the app')
     open_panel()
     take(page, '7-refreshed')
     take(page, '7-refreshed-dark', 'dark')
     page.goto('http://localhost:3001/practice')
-    click('Let it go wrong')
-    click('Get my profile, in the app')
+    click(page, 'Let it go wrong')
+    click(page, 'Get my profile, in the app')
     take(page, '8-problem')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from playwright.sync_api import Browser, Error, Playwright
+from playwright.sync_api import Browser, Error, Page, Playwright
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'microsoft-edge')
 
@@ -22,3 +22,8 @@ def launch(playwright: Playwright, *without: str) -> Browser | None:
         except Error:
             continue
     return None
+
+
+def click(page: Page, name: str) -> None:
+    """Click the link or press the button of this name."""
+    page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()

@@ -60,6 +60,14 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.skipped and collector.config.getoption('no_skips'):  # a whole file
+        report.outcome = 'failed'
+    return report
+
+
 FIGURES: list[str] = []
 
 

@@ -16,6 +16,8 @@ axe = pytest.importorskip(
     'axe_playwright_python.sync_playwright', reason='axe-core is not installed: pip install -r requirements-dev.txt'
 )
 
+from chromium import click, launch  # noqa: E402 - needs Playwright
+
 pytestmark = pytest.mark.browser
 
 APP, ZENDESK = 'http://localhost:3000', 'http://localhost:3001'
@@ -25,8 +27,6 @@ HOME, GRANT_ACCESS, PROFILE, CONTROLS = f'{APP}/', f'{APP}/grant_access', f'{APP
 @pytest.fixture(scope='module')
 def start_chromium():
     """A function that starts a Chromium."""
-    from chromium import launch
-
     with playwright.sync_playwright() as engine:
 
         def start(*without: str):
@@ -90,11 +90,6 @@ def page(practice, new_browser):
     page = new_browser()
     page.goto(HOME)
     return page
-
-
-def click(page, name: str) -> None:
-    """Click the link or press the button of this name."""
-    page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()
 
 
 def allow(page, user: str = AGENT) -> None:
