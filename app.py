@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from urllib.parse import urlencode
 
-from flask import Flask, flash, redirect, render_template, request, session
+from flask import Flask, redirect, render_template, request, session
 from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.exceptions import HTTPException
@@ -28,6 +28,7 @@ settings = load_settings(practice_allowed=__name__ == '__main__')
 
 app = Flask(__name__)
 app.jinja_env.globals['practice_mode'] = settings.practice_mode
+OUTCOME = f'{settings.cookie_prefix}zendesk_oauth_disconnected'
 security.protect(app, settings)
 if settings.practice_mode:
     what_happened.tell(app, controls=f'{settings.zendesk_url}/practice')
@@ -132,14 +133,20 @@ def auth_callback() -> ResponseReturnValue:
 
 @app.post('/disconnect')
 def disconnect() -> ResponseReturnValue:
-    """Revoke the access, forget the tokens, and tell the visitor honestly what came of it."""
-    security.check_csrf_token(request.form, backend_code.current_user_id())
+    """Revoke the access and forget the tokens."""
+    security.check_csrf_token(backend_code.current_user_id())
     logger.info('Disconnecting')
     outcome = backend_code.revoke_tokens()
-    # As its cookie changes, the browser forgets the pages it keeps for "Back"; no-store alone does not always do that.
-    session['user_id'] = backend_code.new_user_id()
-    flash(outcome.get('error', 'revoked'))
-    return redirect('/')
+    # Not in the session: another tab may have been granted access meanwhile, and have a new one.
+    response = redirect('/disconnected')
+    response.set_cookie(OUTCOME, outcome.get('error', 'revoked'), max_age=600, **settings.cookie_attributes)
+    return response
+
+
+@app.route('/disconnected')
+def disconnected() -> ResponseReturnValue:
+    """Tell the visitor honestly what came of it."""
+    return render_template('disconnected.html', outcome=request.cookies.get(OUTCOME))
 
 
 # --- When something goes wrong --- #
@@ -170,7 +177,9 @@ if __name__ == '__main__':
     if settings.practice_mode:
         import zendesk_simulator
 
-        ports.stop_if_taken(zendesk_simulator.PORT, 'Practice mode needs this port for its practice Zendesk')
+        ports.stop_if_taken(
+            zendesk_simulator.PORT, 'Practice mode needs this port for its Zendesk; perhaps one runs already'
+        )
         logger.info('No settings found: practice mode, with a practice Zendesk at {}', settings.zendesk_url)
         zendesk_simulator.serve_in_background()
     logger.info('Serving http://localhost:{}: open {} in a browser', settings.port, settings.origin)

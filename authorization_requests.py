@@ -15,7 +15,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from typing import Any
 
 from flask import Response, after_this_request, current_app, request
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner
@@ -38,7 +37,7 @@ class AnswerRefused(Problem):
     """The answer does not belong to a request that this browser has open."""
 
     status = 400
-    title = 'This answer can not be used'
+    title = 'This answer cannot be used'
     advice = 'It was used before, or it belongs to another browser. If you have granted access already, all is well.'
     way_on = ('/grant_access', 'Start again')
 
@@ -50,11 +49,13 @@ class NoCookies(AnswerRefused):
 
     def __init__(self, origin: str) -> None:
         super().__init__(
-            'the browser sent none of the cookies that bind the request to it: the visit started under another name '
-            f'than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or cookies are blocked. Start at '
-            f'{origin}, with cookies allowed'
+            'the browser sent none of the cookies that bind the request to it: the visit started in another browser, '
+            f'or under another name than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or long ago; '
+            f'or cookies are blocked. Start at {origin}, with cookies allowed'
         )
-        self.advice = f'Please start at {origin}, under exactly this name, with cookies allowed.'
+        self.advice = (
+            f'Please start at {origin}, under exactly this name, with cookies allowed, and finish in the same browser.'
+        )
         self.way_on = (origin, 'Start again')
 
 
@@ -90,7 +91,9 @@ def begin() -> tuple[str, str]:
         for name in pending[: max(0, len(pending) + 1 - MAX_PENDING)]:
             _forget(response, name)
         value = _signer().sign(digest).decode()
-        response.set_cookie(_cookie_name(digest), value, max_age=COOKIE_LIFETIME, **_cookie_attributes())
+        response.set_cookie(
+            _cookie_name(digest), value, max_age=COOKIE_LIFETIME, **current_settings().cookie_attributes
+        )
         return response
 
     logger.debug('The state of the request is {}', fingerprint(state))
@@ -103,9 +106,9 @@ def unanswered() -> bool:
         return False
     logger.info(
         'The visitor was sent to Zendesk before, and has not come back. If Zendesk showed an error, check '
-        'ZENDESK_CLIENT_ID ("No such client": it is the Identifier, a text and not a number), REDIRECT_URI ("Invalid '
-        'Authorization Request": it is one of the Redirect URLs, to the letter) and ZENDESK_SUBDOMAIN ("no help desk": '
-        "it is the account's own, not a brand's)"
+        'ZENDESK_CLIENT_ID ("No such client": it is the Identifier, a text and not a number), REDIRECT_URI '
+        '("invalid_request": it is one of the Redirect URLs, to the letter) and ZENDESK_SUBDOMAIN ("no help desk": it '
+        "is the account's own, not a brand's)"
     )
     return True
 
@@ -164,21 +167,23 @@ def granted_code(answer: MultiDict[str, str]) -> str:
         raise AnswerRefused('the answer names another issuer than ours: it may come from another server')
     if 'error' in answer:
         error = answer['error']
-        raise zendesk.setup_error(error) or AccessNotGranted(*ERRORS.get(error, UNKNOWN_ERROR))
+        blame = zendesk.setup_error(error) if error in BLAMES_THE_SETTINGS else None
+        raise blame or AccessNotGranted(*ERRORS.get(error, UNKNOWN_ERROR))
     code = _only(answer, 'code')
     if len(code) > 1024:
         raise AnswerRefused('the code is longer than any that Zendesk sends')
     return code
 
 
-# The errors that an authorization server may send without blaming the app: cause for the log, then status, title and
-# advice of the page.
+# What an authorization server may send (RFC 6749, section 4.1.2.1): errors that blame the settings; and the others,
+# with the cause for the log, then status, title and advice of the page.
+BLAMES_THE_SETTINGS = ('invalid_request', 'unauthorized_client', 'unsupported_response_type', 'invalid_scope')
 ERRORS = {
     'access_denied': (
         'The visitor did not grant access',
         403,
         'Access was not granted',
-        'You can still grant it: the app can not show your profile without it.',
+        'You can still grant it: the app cannot show your profile without it.',
     ),
     'temporarily_unavailable': (
         'Zendesk is temporarily unavailable. Nothing to do but wait',
@@ -243,11 +248,6 @@ def _cookie_name(digest: str) -> str:
     return current_settings().cookie_prefix + COOKIE_PREFIX + digest[:16]
 
 
-def _cookie_attributes() -> dict[str, Any]:
-    # Lax: the cookie comes along when Zendesk sends the browser back, and not with requests from other pages.
-    return {'secure': current_settings().https, 'httponly': True, 'samesite': 'Lax'}
-
-
 def _close(name: str) -> None:
     """Let the browser forget the request with whatever response this one gets."""
 
@@ -258,4 +258,4 @@ def _close(name: str) -> None:
 
 
 def _forget(response: Response, name: str) -> None:
-    response.delete_cookie(name, **_cookie_attributes())
+    response.delete_cookie(name, **current_settings().cookie_attributes)

@@ -98,40 +98,44 @@ def revoke_tokens() -> dict[str, Any]:
     Revoke the user's tokens at Zendesk, and delete them here, whatever Zendesk says.
 
     Returns:
-        `{}` if they are dead; `{'error': 'not_confirmed'}` if nobody can tell, because Zendesk has not confirmed it; or
-        `{'error': 'tokens_not_found'}`.
+        `{}` if Zendesk has revoked them, and refuses the access token now; `{'error': 'not_confirmed'}` if that is not
+        certain; `{'error': 'tokens_not_found'}` if there were none.
 
     Raises:
         users_db.StoreError: they could not be deleted here.
     """
     user_id, tokens = current_user_id(), retrieve_oauth_tokens_from_db()
-    if user_id is None or tokens.get('error') == 'tokens_not_found':
-        return {'error': 'tokens_not_found'}
-    try:
-        revoked = _revoke(tokens)
-    except Problem as problem:
-        logger.warning('It is not certain that the tokens are revoked: {}', problem)
-        revoked = False
+    if user_id is None:
+        return tokens
+    outcome = tokens
+    if tokens.get('error') != 'tokens_not_found':
+        try:
+            outcome = _revoke(tokens)
+        except Problem as problem:
+            logger.warning('It is not certain that the tokens are revoked: {}', problem)
+            outcome = {'error': 'not_confirmed'}
     logger.info('Deleting the tokens from {}', USERS_DB)
     users_db().remove(user_id)
-    return {} if revoked else {'error': 'not_confirmed'}
+    return outcome
 
 
-def _revoke(tokens: dict[str, Any]) -> bool:
+def _revoke(tokens: dict[str, Any]) -> dict[str, Any]:
     logger.info('Asking Zendesk to revoke the tokens')
     if zendesk.revoke(tokens['access_token']).get('error') == 'invalid_token':
         # It has expired; but its refresh token lives for days, and only a living access token can revoke that.
-        logger.info('401, the access token is dead: trying for a new one, to revoke it with the refresh token')
+        logger.info('401, the access token has expired: refreshing the tokens, to revoke the new ones')
         tokens = refresh_tokens(tokens['refresh_token'])
-        if tokens.get('error') == 'invalid_refresh_token':
-            return True
-        zendesk.revoke(tokens['access_token'])
+        if 'error' in tokens or 'error' in zendesk.revoke(tokens['access_token']):
+            logger.warning(
+                'Zendesk accepts neither token: they may be dead, or there may be others that nobody here has'
+            )
+            return {'error': 'not_confirmed'}
     # Zendesk has been seen to say yes and do nothing.
     logger.info('Checking that the access token opens nothing any more')
-    if zendesk.show_self(tokens['access_token']).get('error') == 'invalid_token':
-        return True
-    logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
-    return False
+    if 'error' not in zendesk.show_self(tokens['access_token']):
+        logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
+        return {'error': 'not_confirmed'}
+    return {}
 
 
 # --- The seams --- #

@@ -10,6 +10,6 @@ preload_app = True
 threads = 16
 # Longer than a visit takes, with all its calls and locks slow: a worker that is killed in the middle of a refresh takes
 # the new pair with it.
-timeout = graceful_timeout = 150  # seconds
+timeout = graceful_timeout = 240  # seconds
 # %(U)s is the path without its query: the callback's query holds the authorization code.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s'

@@ -51,7 +51,7 @@ def rehearse(path: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put the rename itself on the disk, where the system can (Windows and some network disks can not)."""
+    """Put the rename itself on the disk, where the system can (Windows and some network disks cannot)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

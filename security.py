@@ -11,7 +11,7 @@ from flask import Flask, Request, Response, redirect, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from itsdangerous import Signer
 from loguru import logger
-from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from problems import Problem
@@ -43,6 +43,7 @@ def protect(app: Flask, settings: Settings) -> None:
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE='Lax',
         SESSION_COOKIE_SECURE=settings.https,
+        MAX_CONTENT_LENGTH=16 * 1024,  # bytes; the one form there is has less
     )
 
     @app.before_request
@@ -90,15 +91,21 @@ def csrf_token(user_id: str | None) -> str:
     return Signer(current_settings().secret_key, salt='form').get_signature(user_id or '').decode()
 
 
-def check_csrf_token(form: MultiDict[str, str], user_id: str | None) -> None:
+def check_csrf_token(user_id: str | None) -> None:
     """
-    Check that a form was sent from a page of this session.
+    Check that the request's form was sent from a page of this session.
 
     Raises:
         FormTooOld: it was not.
     """
+    try:
+        token = request.form.get('csrf_token', '')
+    except HTTPException:  # it is too long
+        raise
+    except Exception as error:  # each server has its own for a body that is none
+        raise FormTooOld('the form broke off, or was none. Nothing was done') from error
     signer = Signer(current_settings().secret_key, salt='form')
-    if user_id is None or not signer.verify_signature(user_id, form.get('csrf_token', '')):
+    if user_id is None or not signer.verify_signature(user_id, token):
         raise FormTooOld("the form's token is not that of the session: an old page, or another site. Nothing was done")
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
@@ -74,6 +75,11 @@ class Settings:
     def cookie_prefix(self) -> str:
         """With this prefix, browsers take a cookie only from this very host, over https (RFC 6265bis, 4.1.3.2)."""
         return '__Host-' if self.https else ''
+
+    @property
+    def cookie_attributes(self) -> dict[str, Any]:
+        """Lax: the cookie comes along when Zendesk sends the browser back, and not with requests from other pages."""
+        return {'secure': self.https, 'httponly': True, 'samesite': 'Lax'}
 
     @property
     def client_id_is_a_number(self) -> bool:
@@ -175,7 +181,7 @@ def _problem_of(name: str, value: str) -> str | None:
     if name in REQUIRED and value in PLACEHOLDERS:
         return f'is missing, the placeholder is still there: {REQUIRED[name]}'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
-        return 'has a space or another character that it can not have: copy it again'
+        return 'has a space or another character that it cannot have: copy it again'
     if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch('[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?', value):
         return 'is more than a subdomain: give only mondocam where your address is https://mondocam.zendesk.com'
     if name == 'REDIRECT_URI':

@@ -6,6 +6,7 @@ What it shows of tokens and codes are their fingerprints.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -41,8 +42,12 @@ CALLS = {
 }
 
 
-def add_control_page(app: Flask, app_origin: str) -> None:
-    """Let the practice Zendesk serve its control page, which leads back to the app at `app_origin`."""
+def add_control_page(app: Flask) -> None:
+    """Let the practice Zendesk serve its control page."""
+
+    @app.get('/')
+    def go_to_the_controls() -> ResponseReturnValue:
+        return redirect('/practice')
 
     @app.get('/practice')
     def show_controls() -> ResponseReturnValue:
@@ -52,7 +57,6 @@ def add_control_page(app: Flask, app_origin: str) -> None:
         done = request.args.get('done')
         return render_template(
             'practice/controls.html',
-            app_origin=app_origin,
             done=ACTIONS[done][0] if done in ACTIONS else None,
             people=people,
             tokens=tokens,
@@ -64,14 +68,16 @@ def add_control_page(app: Flask, app_origin: str) -> None:
 
     @app.post('/practice')
     def act() -> ResponseReturnValue:
-        # Browsers say where a form was sent from; no other site's page has a say here.
-        if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin':
+        # Browsers say where a form was sent from, older ones by the origin only; no other site's page has a say here.
+        came_from = request.headers.get('Origin', request.host_url.rstrip('/'))
+        if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin' or came_from != request.host_url[:-1]:
             return {'error': 'not from another page'}, 403
         action = request.form.get('action', '')
         if action not in ACTIONS:
             return {'error': 'there is no such action'}, 400
+        if not ACTIONS[action][1]():
+            return {'error': 'nothing was done: the form was not filled in'}, 400
         logger.info('Practice Zendesk: {}', ACTIONS[action][0])
-        ACTIONS[action][1]()
         return redirect(f'/practice?done={action}', 303)
 
     app.add_template_filter(fingerprint)
@@ -79,36 +85,43 @@ def add_control_page(app: Flask, app_origin: str) -> None:
     app.add_template_filter(_time_of_day, 'time_of_day')
 
 
-def _expire_access() -> None:
+def _expire_access() -> bool:
     with database() as db:
         db.execute('UPDATE tokens SET access_expires_at = 0')
+    return True
 
 
-def _end_grants() -> None:
+def _end_grants() -> bool:
     with database() as db:
         db.execute('DELETE FROM tokens')
+    return True
 
 
-def _fail_next() -> None:
+def _fail_next() -> bool:
     call, fault = request.form.get('call'), request.form.get('fault')
-    if call in CALLS and fault in FAULTS:
-        simulator_script.set_script([{'call': call, **FAULTS[fault][1]}])
+    if call not in CALLS or fault not in FAULTS:
+        return False
+    simulator_script.set_script([{'call': call, **FAULTS[fault][1]}])
+    return True
 
 
-def _forget_script() -> None:
+def _forget_script() -> bool:
     simulator_script.set_script([])
+    return True
 
 
-def _rename() -> None:
-    name = request.form.get('name', '').strip()[:MAX_NAME]
+def _rename() -> bool:
+    name = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', '', request.form.get('name', '')).strip()[:MAX_NAME]
     with database() as db:
         user_id = next((user_id for user_id in users(db) if str(user_id) == request.form.get('user_id')), None)
-        if name and user_id:
-            db.execute('INSERT OR REPLACE INTO names VALUES (?, ?)', (user_id, name))
+        if not name or user_id is None:
+            return False
+        db.execute('INSERT OR REPLACE INTO names VALUES (?, ?)', (user_id, name))
+    return True
 
 
-# What a form can ask for: what is said of it once it is done, and what does it.
-ACTIONS: dict[str, tuple[str, Callable[[], None]]] = {
+# What a form can ask for: what is said of it once it is done, and what does it, or returns False if it can't.
+ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'expire_access': ('All access tokens have expired.', _expire_access),
     'end_grants': ('All refresh tokens are dead, and their access tokens with them.', _end_grants),
     'fail_next': ('The next call will go wrong, as you wish.', _fail_next),

@@ -36,6 +36,7 @@ from loguru import logger
 from fingerprints import fingerprints
 
 CALLS = ('any', 'exchange', 'refresh', 'profile', 'revoke')
+PATHS = {'/api/v2/users/me': 'profile', '/api/v2/oauth/tokens/current': 'revoke'}
 # What each key of a step may be: in words, and as a test.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'call': (f'one of {", ".join(CALLS)}', lambda value: value in CALLS),
@@ -108,7 +109,8 @@ def follow_scripts(app: Flask) -> None:
     def note_and_mutilate(response: Response) -> Response:
         if 'noted' not in g:
             return response
-        issued = fingerprints(response.get_json(silent=True) or {}) if response.is_json else ''
+        data = response.get_json(silent=True) if response.is_json else None
+        issued = fingerprints(data) if isinstance(data, dict) else ''
         with _lock:
             g.noted.update(status=response.status_code, issued=issued, cut='cut' in g.step, ended=time.time())
         if {'cut', 'trickle'} & g.step.keys():
@@ -151,11 +153,11 @@ def _problem_of(steps: Any) -> str | None:
 
 def _kind_of_call() -> str | None:
     """Return which of CALLS the request is, or None."""
+    if 'Sec-Fetch-Site' in request.headers:  # a browser: the app's calls come from its server
+        return None
     if request.path == '/oauth/tokens':
         return 'refresh' if _form().get('grant_type') == 'refresh_token' else 'exchange'
-    if request.path.startswith('/api/v2/oauth/tokens/current'):
-        return 'revoke'
-    return 'profile' if request.path.startswith('/api/v2/users/me') else None
+    return PATHS.get(request.path.removesuffix('.json'))
 
 
 def _form() -> dict[str, Any]:

@@ -31,7 +31,7 @@ class StoreError(Problem):
     """The file can't be read or written; what it holds stays as it is."""
 
     status = 503
-    title = 'The app can not reach its stored data'
+    title = 'The app cannot reach its stored data'
     advice = (
         'Please try again in a moment. If the app asks you for access then, grant it once more. '
         'Whoever runs the app finds the reason in its log.'
@@ -42,7 +42,7 @@ class StoreBusy(StoreError):
     """Somebody else holds the lock, and does not let go in time."""
 
     title = 'The app is busy'
-    advice = 'Please try again in a moment.'
+    advice = 'Please try again in a moment. If the app asks you for access then, grant it once more.'
     retry_after = 10
 
 

@@ -19,6 +19,7 @@ from flask import Flask, Response, g, has_request_context, request
 from loguru import logger
 
 COOKIE = 'zendesk_oauth_what_happened'
+MAX_VISITS = 10  # in one story; the oldest go first
 MAX_WAITING = 100  # redirects that nobody has followed yet; the oldest go first
 
 
@@ -82,7 +83,7 @@ def _send_on(response: Response) -> None:
     if not address.netloc:
         response.set_cookie(COOKIE, key, httponly=True, samesite='Lax')
     with _lock:
-        _waiting[key] = g.visits
+        _waiting[key] = g.visits[-MAX_VISITS:]
         while len(_waiting) > MAX_WAITING:
             _waiting.popitem(last=False)
 

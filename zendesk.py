@@ -149,7 +149,7 @@ def show_self(access_token: str) -> dict[str, str]:
         PermissionMissing: the token lacks the scope.
         ZendeskError: anything else.
     """
-    if not TOKEN.fullmatch(access_token):  # edited by hand: it can not even stand in a header
+    if not TOKEN.fullmatch(access_token):  # edited by hand: it cannot even stand in a header
         return {'error': 'invalid_token'}
     status, data = _call('GET', '/api/v2/users/me', access_token=access_token)
     if status == 401:
@@ -192,7 +192,7 @@ def revoke(access_token: str) -> dict[str, str]:
     if status == 401:
         return {'error': 'invalid_token'}
     if not 200 <= status < 300:
-        raise _unexpected(status)
+        raise ZendeskError(f'Zendesk answered {status} when asked to revoke the tokens')
     return {}
 
 
@@ -340,5 +340,5 @@ def _unexpected(status: int) -> ZendeskError:
 
 
 def _printable(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can hold and UTF-8 can not."""
+    """Replace halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
     return text.encode('utf-8', 'replace').decode('utf-8')

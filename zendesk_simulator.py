@@ -71,8 +71,9 @@ ERRORS = {
 
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
+app.jinja_env.globals['app_origin'] = APP_ORIGIN
 simulator_script.follow_scripts(app)
-simulator_controls.add_control_page(app, APP_ORIGIN)
+simulator_controls.add_control_page(app)
 
 
 # --- The consent page: GET and POST /oauth/authorizations/new --- #
@@ -342,7 +343,8 @@ def add_headers(response: Response) -> Response:
         f"form-action 'self' {APP_ORIGIN}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
-    response.headers['Referrer-Policy'] = 'no-referrer'
+    # With no-referrer, browsers would not tell where the control page's forms come from.
+    response.headers['Referrer-Policy'] = 'same-origin'
     return response
 
 
@@ -365,7 +367,7 @@ def serve_in_background(port: int = PORT) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='A practice Zendesk on this machine.')
-    parser.add_argument('--port', type=int, default=PORT)
+    parser.add_argument('--port', type=int, choices=range(1, 65536), metavar='PORT', default=PORT)
     port = parser.parse_args().port
     ports.stop_if_taken(port, 'With --port it can have another one')
     logger.info('The practice Zendesk is at http://localhost:{} (client {})', port, CLIENT_ID)

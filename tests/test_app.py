@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 
 import pytest
 from conftest import NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, store, stored
 from responses.matchers import header_matcher, urlencoded_params_matcher
 
 import app as app_module
+from fingerprints import fingerprint, fingerprints
 
 # --- Home --- #
 
@@ -94,6 +96,26 @@ def test_an_expired_token_is_refreshed_once_and_the_call_retried_once(browser, z
     assert calls_to(zendesk, TOKEN_ENDPOINT) == 1
     assert calls_to(zendesk, SHOW_SELF) == 2
     assert stored() == {'alice': {'access_token': 'new-access', 'refresh_token': 'new-refresh'}, 'bob': OTHER}
+
+
+def test_the_log_tells_that_the_tokens_have_changed_and_not_what_they_are(browser, zendesk, log):
+    browser.sign_in('alice')
+    store(alice=PAIR)
+    zendesk.get(SHOW_SELF, status=401, match=[header_matcher({'Authorization': 'Bearer old-access'})])
+    zendesk.get(SHOW_SELF, json=USER, match=[header_matcher({'Authorization': 'Bearer new-access'})])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    browser.get('/profile')
+    old, new = fingerprints(PAIR), fingerprints(NEW_PAIR)
+    story = [line.strip() for line in log if '#' in line]
+    assert story == [
+        f'users.json holds {old}',
+        f'GET /api/v2/users/me with access token {fingerprint("old-access")}',
+        f'POST /oauth/tokens with refresh token {fingerprint("old-refresh")}',
+        f'Zendesk answers 200 with {new}',
+        f'Storing the new pair: {new}',
+        f'GET /api/v2/users/me with access token {fingerprint("new-access")}',
+    ]
+    assert not any(token in ''.join(log) for token in (*PAIR.values(), 'new-access', 'new-refresh'))
 
 
 def test_a_second_401_stops_there(browser, zendesk):
@@ -410,6 +432,22 @@ def test_zendesk_being_busy_is_told_with_the_time_to_wait(browser, zendesk):
     assert page.status_code == 503
     assert page.headers['Retry-After'] == '7'
     assert 'in 7 s' in page.text
+
+
+def test_the_profile_has_a_form_to_disconnect(browser, zendesk):
+    browser.sign_in('alice')
+    store(alice=PAIR)
+    zendesk.get(SHOW_SELF, json=USER)
+    [form] = re.findall('<form.*?</form>', browser.get('/profile').text, re.DOTALL)
+    assert 'action="/disconnect" method="post"' in form
+    assert '<button>Disconnect</button>' in form
+
+
+def test_with_a_real_zendesk_there_is_no_panel(browser):
+    for path in ('/', '/grant_access', '/nope'):
+        page = browser.get(path)
+        assert 'What just happened' not in page.text
+        assert 'zendesk_oauth_what_happened' not in str(page.headers)
 
 
 def test_only_practice_mode_says_that_it_is_one(app, browser):

@@ -75,6 +75,15 @@ def test_an_answer_without_any_session_is_refused(browser, token_endpoint):
     assert not token_endpoint
 
 
+def test_a_browser_with_a_session_or_a_request_has_cookies(app, browser, token_endpoint):
+    browser.start()
+    assert 'This answer cannot be used' in browser.come_back(code='the-code', state='A' * 43).text
+    other = app.test_client()
+    other.get('/')
+    assert 'This answer cannot be used' in other.come_back(code='the-code', state='A' * 43).text
+    assert not token_endpoint
+
+
 @pytest.mark.parametrize(
     'query',
     [
@@ -261,6 +270,8 @@ def test_an_error_with_a_wrong_state_leaves_the_request_open(browser, token_endp
         ('invalid_request', 502, 'does not fit'),
         ('unauthorized_client', 502, 'does not fit'),
         ('unsupported_response_type', 502, 'does not fit'),
+        ('invalid_client', 400, 'Access was not granted'),  # an error of the token endpoint, which Zendesk never sent
+        ('unsupported_grant_type', 400, 'Access was not granted'),
         ('', 400, 'Access was not granted'),
         ('<script>alert(1)</script>', 400, 'Access was not granted'),
         ('a\r\nSet-Cookie: b=c\x1b[31m{}', 400, 'Access was not granted'),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import NEW_PAIR, OTHER, PAIR, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, store, stored
+from conftest import NEW_PAIR, OTHER, PAIR, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, records, store, stored
 from responses.matchers import header_matcher
-from servers import Visitor, profiles
+from servers import ADMIN, Processes, Visitor, profiles
 
+import app as app_module
+import security
 from users_db import UsersDb
 
 REVOKED, NOT_CONFIRMED = 'Zendesk has revoked them, too', 'Zendesk did not confirm'
@@ -40,8 +43,8 @@ def press(browser):
 def disconnected(browser) -> str:
     """Press "Disconnect", and return the page that one comes to."""
     answer = press(browser)
-    assert answer.location == '/'
-    return browser.get('/').text
+    assert answer.location == '/disconnected'
+    return browser.get('/disconnected').text
 
 
 def test_it_revokes_at_zendesk_checks_it_and_deletes_the_tokens_here(alice, zendesk, log):
@@ -50,14 +53,9 @@ def test_it_revokes_at_zendesk_checks_it_and_deletes_the_tokens_here(alice, zend
     assert REVOKED in disconnected(alice)
     assert stored() == {'bob': OTHER}
     assert calls_to(zendesk, REVOKE) == 1
-    assert any('Asking Zendesk to revoke' in line for line in log)
-
-
-def test_the_news_is_told_once(alice, zendesk):
-    zendesk.delete(REVOKE, status=204)
-    zendesk.get(SHOW_SELF, status=401)
-    assert 'Disconnected' in disconnected(alice)
-    assert 'Disconnected' not in alice.get('/').text
+    story = ['Disconnecting', 'Asking Zendesk to revoke', 'Checking', 'Deleting the tokens']
+    positions = [next(number for number, line in enumerate(log) if words in line) for words in story]
+    assert positions == sorted(positions)
 
 
 def test_an_expired_access_token_is_refreshed_to_revoke_the_refresh_token(alice, zendesk):
@@ -70,10 +68,38 @@ def test_an_expired_access_token_is_refreshed_to_revoke_the_refresh_token(alice,
     assert calls_to(zendesk, REVOKE) == 2
 
 
-def test_tokens_that_are_both_dead_are_revoked(alice, zendesk):
+@pytest.mark.parametrize('token', ['', 'ä日', 'a\nb'])
+def test_an_access_token_that_could_not_even_be_sent_is_refreshed_to_revoke_the_refresh_token(alice, zendesk, token):
+    form = {'csrf_token': csrf_token(alice.get('/profile'))}
+    store(alice={**PAIR, 'access_token': token}, bob=OTHER)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('new-access')])
+    alice.post('/disconnect', data=form)
+    assert REVOKED in alice.get('/disconnected').text
+    assert stored() == {'bob': OTHER}
+
+
+def test_any_success_will_do(alice, zendesk):
+    zendesk.delete(REVOKE, json={})
+    zendesk.get(SHOW_SELF, status=401)
+    assert REVOKED in disconnected(alice)
+
+
+def test_that_zendesk_accepts_neither_token_is_no_confirmation(alice, zendesk, log):
+    """They may be dead; or a refresh has been done whose answer was lost, and its new pair is alive."""
     zendesk.delete(REVOKE, status=401)
     zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': 'invalid_grant'})
-    assert REVOKED in disconnected(alice)
+    assert NOT_CONFIRMED in disconnected(alice)
+    assert stored() == {'bob': OTHER}
+    assert any('accepts neither token' in line for line in log)
+
+
+def test_a_new_token_that_cannot_be_revoked_is_no_confirmation(alice, zendesk):
+    zendesk.delete(REVOKE, status=401)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    zendesk.get(SHOW_SELF, status=401)
+    assert NOT_CONFIRMED in disconnected(alice)
     assert stored() == {'bob': OTHER}
 
 
@@ -130,20 +156,48 @@ def test_a_refresh_under_way_that_takes_too_long_does_not_keep_the_tokens_here(a
     assert stored() == {'bob': OTHER}
 
 
-def test_the_session_is_another_one_afterwards(alice, zendesk):
+def test_afterwards_the_profile_asks_for_access(alice, zendesk):
     zendesk.delete(REVOKE, status=204)
     zendesk.get(SHOW_SELF, status=401)
     disconnected(alice)
-    assert alice.user_id not in ('alice', None)
     assert alice.get('/profile').location == '/grant_access'
+
+
+def test_the_session_is_left_alone_because_another_tab_may_have_a_new_one(alice, zendesk):
+    zendesk.delete(REVOKE, status=204)
+    zendesk.get(SHOW_SELF, status=401)
+    cookies = press(alice).headers.getlist('Set-Cookie')
+    assert [cookie.split('=')[0] for cookie in cookies] == [app_module.OUTCOME]
+    assert 'HttpOnly' in cookies[0]
+    assert 'SameSite=Lax' in cookies[0]
+    assert 'Max-Age=600' in cookies[0]
+
+
+@pytest.mark.parametrize('outcome', ['', 'nonsense', '<script>', 'x' * 4000])
+def test_a_forged_outcome_claims_nothing(browser, outcome):
+    browser.set_cookie(app_module.OUTCOME, outcome)
+    page = browser.get('/disconnected').text
+    assert REVOKED not in page
+    assert 'found no tokens' in page
+    assert '<script>' not in page
+
+
+@pytest.mark.parametrize('record', [{'refresh_token': 'old-refresh'}, {**PAIR, 'access_token': None}, 'text'])
+def test_a_record_that_cannot_be_used_goes_too(alice, zendesk, record):
+    token = csrf_token(alice.get('/profile'))
+    store(alice=record, bob=OTHER)
+    alice.post('/disconnect', data={'csrf_token': token})
+    assert 'found no tokens' in alice.get('/disconnected').text
+    assert records() == {'bob': OTHER}
 
 
 def test_without_tokens_there_is_nothing_to_revoke(alice, zendesk):
     token = csrf_token(alice.get('/profile'))
     store(bob=OTHER)
-    assert alice.post('/disconnect', data={'csrf_token': token}).location == '/'
-    page = alice.get('/').text
-    assert 'no tokens of yours' in page
+    assert alice.post('/disconnect', data={'csrf_token': token}).location == '/disconnected'
+    page = alice.get('/disconnected').text
+    assert 'found no tokens of yours' in page
+    assert 'Devices &amp; Apps' in page
     assert REVOKED not in page
     assert calls_to(zendesk, REVOKE) == 0
     assert stored() == {'bob': OTHER}
@@ -176,8 +230,10 @@ def test_the_token_of_another_session_does_not_do(alice, app, zendesk):
     assert stored() == {'alice': PAIR, 'bob': OTHER}
 
 
-def test_without_a_session_a_form_does_nothing(browser, zendesk):
-    assert browser.post('/disconnect', data={'csrf_token': ''}).status_code == 400
+def test_without_a_session_a_form_does_nothing(app, browser, zendesk):
+    with app.app_context():
+        for token in ('', security.csrf_token(None)):
+            assert browser.post('/disconnect', data={'csrf_token': token}).status_code == 400
 
 
 def test_a_link_or_a_picture_can_not_disconnect(alice, zendesk):
@@ -188,46 +244,131 @@ def test_a_link_or_a_picture_can_not_disconnect(alice, zendesk):
 # --- Over real HTTP --- #
 
 
-def press_disconnect(visitor: Visitor, home: str) -> None:
-    """Press the button on the profile page that the visitor has open."""
-    visitor.page = visitor.http.post(f'{home}disconnect', visitor.form, timeout=60)
+@pytest.fixture(params=['home', pytest.param('gunicorn_home', marks=pytest.mark.gunicorn)])
+def address(request) -> str:
+    """The app's home page, with the built-in server and under gunicorn with four processes."""
+    return request.getfixturevalue(request.param)
 
 
-def test_zendesk_really_has_no_tokens_left(processes, home):
-    gone, other = Visitor(home), Visitor(home)
-    for visitor in (gone, other):
-        visitor.grant()
-        visitor.click('Get my profile')
-    press_disconnect(gone, home)
+def at_the_profile(address: str) -> Visitor:
+    """A visitor who has granted access, with the profile page open."""
+    visitor = Visitor(address)
+    visitor.grant()
+    visitor.click('Get my profile')
+    return visitor
+
+
+def press_disconnect(visitor: Visitor, address: str) -> None:
+    visitor.page = visitor.http.post(f'{address}disconnect', visitor.form, timeout=60)
+
+
+def test_zendesk_really_has_no_tokens_left(processes, address):
+    gone, other = at_the_profile(address), at_the_profile(address)
+    press_disconnect(gone, address)
     assert REVOKED in gone.text
     assert [call['status'] for call in processes.journal('revoke')] == [204]
-    gone.click('Get my profile')
-    assert gone.address == f'{home}grant_access'
-    other.visit(f'{home}profile')
+    gone.visit(f'{address}profile')
+    assert gone.address == f'{address}grant_access'
+    other.visit(f'{address}profile')
     assert other.greeting.startswith('👋 Hi')
 
 
-def test_an_access_token_that_expired_meanwhile_does_not_leave_a_refresh_token_behind(processes, home):
-    visitor = Visitor(home)
-    visitor.grant()
-    visitor.click('Get my profile')
+def test_an_access_token_that_expired_meanwhile_does_not_leave_a_refresh_token_behind(processes, address):
+    visitor = at_the_profile(address)
     processes.expire_access_tokens()
-    press_disconnect(visitor, home)
+    press_disconnect(visitor, address)
     assert REVOKED in visitor.text
     assert [call['status'] for call in processes.journal('revoke')] == [401, 204]
     assert processes.living_tokens() == 0
 
 
-def test_disconnected_while_a_refresh_is_under_way_nothing_comes_back(processes, home):
-    visitor = Visitor(home)
-    visitor.grant()
-    visitor.click('Get my profile')
+def test_disconnected_while_a_refresh_is_under_way_nothing_comes_back(processes, address):
+    visitor = at_the_profile(address)
     processes.expire_access_tokens()
     processes.script({'call': 'refresh', 'delay': 1})
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(profiles, home, [visitor], 1)
+        visit = pool.submit(profiles, address, [visitor], 1)
         processes.wait_for_the_script_to_end()
-        press_disconnect(visitor, home)
+        press_disconnect(visitor, address)
+        [page] = visit.result()
+    assert page.status_code in (200, 502)  # it came in time with its new token, or too late
     assert REVOKED in visitor.text
     assert processes.users == {}
     assert processes.living_tokens() == 0
+
+
+def twice_at_once(visitor: Visitor, address: str) -> list[str]:
+    cookies, form = visitor.http.cookies.get_dict(), visitor.form
+
+    def press(_) -> str:
+        answer = requests.post(f'{address}disconnect', form, cookies=cookies, timeout=60, allow_redirects=False)
+        assert answer.status_code == 302
+        return answer.cookies['zendesk_oauth_disconnected']
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(press, range(2)))
+
+
+def test_pressed_twice_nobody_is_told_that_a_living_token_is_revoked(processes, address):
+    visitor = at_the_profile(address)
+    processes.expire_access_tokens()
+    processes.script({'call': 'refresh', 'status': 500, 'times': 2, 'delay': 0.5})
+    outcomes = twice_at_once(visitor, address)
+    assert processes.living_tokens() == 1
+    assert 'revoked' not in outcomes
+    assert 'not_confirmed' in outcomes
+    assert processes.users == {}
+
+
+def test_pressed_twice_the_tokens_are_revoked_once(processes, address):
+    outcomes = twice_at_once(at_the_profile(address), address)
+    assert processes.living_tokens() == 0
+    assert 'revoked' in outcomes
+    assert processes.users == {}
+
+
+def test_a_refresh_whose_answer_was_lost_is_not_called_revoked(processes, address):
+    visitor = at_the_profile(address)
+    form = visitor.form
+    processes.expire_access_tokens()
+    processes.script({'call': 'refresh', 'cut': 0})
+    visitor.visit(f'{address}profile')
+    assert visitor.status == 502
+    visitor.page = visitor.http.post(f'{address}disconnect', form, timeout=60)
+    assert NOT_CONFIRMED in visitor.text
+    assert processes.living_tokens() == 1
+    assert processes.users == {}
+
+
+def test_a_grant_that_another_tab_got_meanwhile_stays(processes: Processes, address):
+    visitor = at_the_profile(address)
+    old_cookies, form = visitor.http.cookies.get_dict(), visitor.form
+    processes.script({'call': 'revoke', 'delay': 1})
+    with ThreadPoolExecutor(1) as pool:
+        pressed = pool.submit(
+            requests.post, f'{address}disconnect', form, cookies=old_cookies, allow_redirects=False, timeout=60
+        )
+        processes.wait_for_the_script_to_end()
+        visitor.visit(f'{address}zendesk/auth')
+        visitor.answer('allow', ADMIN)
+        answer = pressed.result()
+    visitor.http.cookies.update(answer.cookies)
+    visitor.visit(f'{address}profile')
+    assert visitor.greeting == f'👋 Hi, {ADMIN}!'
+    assert len(processes.users) == 1
+
+
+def test_a_form_that_breaks_off_is_a_page(processes, address):
+    """In chunks, of which one is none."""
+    port = int(address.split(':')[2].strip('/'))
+    visitor = at_the_profile(address)
+    cookies = '; '.join(f'{name}={value}' for name, value in visitor.http.cookies.get_dict().items())
+    with socket.create_connection(('127.0.0.1', port), timeout=30) as connection:
+        connection.sendall(
+            f'POST /disconnect HTTP/1.1\r\nHost: localhost:{port}\r\nCookie: {cookies}\r\nConnection: close\r\n'
+            'Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n'.encode()
+        )
+        answer = b''.join(iter(lambda: connection.recv(65536), b''))
+    assert answer.startswith((b'HTTP/1.1 400 ', b'HTTP/1.0 400 '))
+    assert 'Traceback' not in processes.output
+    assert len(processes.users) == 1

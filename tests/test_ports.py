@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from servers import environment, free_port, listening
+from servers import environment, free_port, listening, listens
 
 import ports
 
@@ -85,4 +85,39 @@ def test_both_programs_say_so_without_a_traceback(processes, command):
         )
     assert ended.returncode == 1
     assert f'Port {port} is taken by another program' in ended.stderr
+    assert ('REDIRECT_URI' if command[0] == 'app.py' else '--port') in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_practice_mode_says_which_port_it_lacks(processes):
+    if any(listens(port) for port in (3000, 3001)):
+        pytest.skip('port 3000 or 3001, which practice mode uses, is taken on this machine')
+    with socket.create_server(('127.0.0.1', 3001)):
+        ended = subprocess.run(
+            [sys.executable, 'app.py'],
+            cwd=processes.folder,
+            env=environment(PYTHONPATH=''),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert 'Port 3001 is taken by another program' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+@pytest.mark.parametrize('port', ['0', '70000', 'x'])
+def test_a_port_that_is_none_is_refused_without_a_traceback(processes, port):
+    ended = subprocess.run(
+        [sys.executable, 'zendesk_simulator.py', '--port', port],
+        cwd=processes.folder,
+        env=environment(PYTHONPATH=''),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert '--port' in ended.stderr
     assert 'Traceback' not in ended.stderr

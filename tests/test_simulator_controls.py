@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import re
+from datetime import datetime
 
 import pytest
-from test_zendesk_simulator import ADMIN, AGENT, EXCHANGE, allow, grant, refresh, refused, show_self
+from test_zendesk_simulator import ADMIN, AGENT, AUTHORIZE, EXCHANGE, REQUEST, allow, grant, refresh, refused, show_self
 
 import simulator_script
 from fingerprints import fingerprint
@@ -39,7 +41,7 @@ def test_an_access_token_expires_at_a_click_and_can_be_refreshed(http, controls)
 
 def test_a_refresh_token_dies_at_a_click(http, controls):
     pair = grant(http)
-    assert 'None are alive' in controls('end_grants')
+    assert 'None: nobody' in controls('end_grants')
     assert show_self(http, pair).status_code == 401
     assert refused(refresh(http, pair), 'invalid_grant')
 
@@ -53,6 +55,11 @@ def test_the_next_call_gets_an_error_and_the_one_after_it_an_answer(http, contro
     assert answer.status_code == status
     assert answer.headers.get('Retry-After') == ('5' if status == 429 else None)
     assert show_self(http, pair).status_code == 200
+
+
+def test_an_answer_can_be_lost_after_all_is_done(controls):
+    controls('fail_next', call='refresh', fault='lost')
+    assert simulator_script.script() == [{'call': 'refresh', 'cut': 0}]
 
 
 def test_a_fault_can_wait_for_a_call_of_a_kind(http, controls):
@@ -85,11 +92,19 @@ def test_a_user_gets_another_name(http, controls):
     assert show_self(http, other).json['user']['name'] == 'Amara Okafor'
     assert name in html.unescape(page)
     assert name not in page
+    assert name in html.unescape(http.get(AUTHORIZE, query_string=REQUEST).text)
+    controls('rename', user_id=str(ADMIN), name='Ana')
+    assert show_self(http, pair).json['user']['name'] == 'Ana'
+
+
+def test_a_name_cannot_forge_a_line_of_the_log(http, controls):
+    controls('rename', user_id=str(AGENT), name='Eve\x1b[31m\r\nforged\u2028line\x85')
+    assert show_self(http, grant(http)).json['user']['name'] == 'Eve[31mforgedline'
 
 
 @pytest.mark.parametrize('form', [{}, {'user_id': 'x', 'name': 'x'}, {'user_id': str(AGENT), 'name': ' '}])
-def test_a_name_that_is_none_changes_nothing(http, controls, form):
-    controls('rename', **form)
+def test_a_name_that_is_none_changes_nothing(http, form):
+    assert http.post('/practice', data={'action': 'rename', **form}).status_code == 400
     assert show_self(http, grant(http)).json['user']['name'] == 'Amara Okafor'
 
 
@@ -98,18 +113,79 @@ def test_a_name_has_an_end(http, controls):
     assert show_self(http, grant(http)).json['user']['name'] == 'x' * 200
 
 
-@pytest.mark.parametrize('form', [{}, {'action': 'nonsense'}, {'action': 'fail_next', 'call': 'x', 'fault': 'y'}])
+@pytest.mark.parametrize(
+    'form',
+    [
+        {},
+        {'action': 'nonsense'},
+        {'action': 'fail_next'},
+        {'action': 'fail_next', 'call': 'x', 'fault': '500'},
+        {'action': 'fail_next', 'call': 'any', 'fault': 'y'},
+    ],
+)
 def test_nonsense_does_nothing(http, form):
-    assert http.post('/practice', data=form).status_code in (303, 400)
+    assert http.post('/practice', data=form).status_code == 400
     assert simulator_script.script() == []
 
 
-@pytest.mark.parametrize('site', ['cross-site', 'same-site', 'none'])
-def test_a_page_of_another_site_can_not_press_a_button(http, site):
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {'Sec-Fetch-Site': 'cross-site'},
+        {'Sec-Fetch-Site': 'same-site'},
+        {'Sec-Fetch-Site': 'none'},
+        {'Sec-Fetch-Site': 'same-origin', 'Origin': 'https://evil.example'},
+        {'Origin': 'https://evil.example'},
+        {'Origin': 'http://localhost:3000'},
+        {'Origin': 'null'},
+    ],
+)
+def test_a_page_of_another_site_cannot_press_a_button(http, headers):
     pair = grant(http)
-    answer = http.post('/practice', data={'action': 'end_grants'}, headers={'Sec-Fetch-Site': site})
+    answer = http.post('/practice', data={'action': 'end_grants'}, headers=headers)
     assert answer.status_code == 403
     assert show_self(http, pair).status_code == 200
+
+
+def test_its_own_page_can_press_a_button(http):
+    headers = {'Sec-Fetch-Site': 'same-origin', 'Origin': 'http://localhost'}
+    assert http.post('/practice', data={'action': 'end_grants'}, headers=headers).status_code == 303
+    # A browser tells so only if the page lets it.
+    assert http.get('/practice').headers['Referrer-Policy'] == 'same-origin'
+
+
+def test_the_forms_of_the_page_do_what_their_buttons_say(http):
+    """As they stand there: each button's form, with its hidden fields and its first choices."""
+    page = http.get('/practice').text
+    forms = re.findall('<form method="post">.*?</form>', page, re.DOTALL)
+    buttons = {}
+    for form in forms:
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', form))
+        fields |= {
+            name: re.search(f'name="{name}".*?<option value="(.+?)"', form, re.DOTALL)[1] for name in selects(form)
+        }
+        fields |= dict(re.findall(r'type="radio" name="(\w+)" value="(\w+)" required checked', form))
+        for attributes, label in re.findall('<button([^>]*)>(.*?)</button>', form):
+            buttons[label] = fields | dict(re.findall(r'(?:name="(\w+)" )value="(\w+)"', attributes))
+    assert buttons == {
+        'Let the access token expire now': {'action': 'expire_access'},
+        'Let the refresh token die, too': {'action': 'end_grants'},
+        'Let it go wrong': {'action': 'fail_next', 'call': 'any', 'fault': '500'},
+        'Change the name': {'action': 'rename', 'user_id': str(AGENT)},
+    }
+
+
+def selects(form: str) -> list[str]:
+    return re.findall(r'<select[^>]* name="(\w+)"', form)
+
+
+def test_a_fault_that_waits_can_be_taken_back_on_the_page(http, controls):
+    page = controls('fail_next', call='refresh', fault='500')
+    assert 'Waiting for the next refresh' in page
+    assert 'value="forget_script">Let it go right</button>' in page
+    # A second one takes its place.
+    controls('fail_next', call='profile', fault='429')
+    assert [step['call'] for step in simulator_script.script()] == ['profile']
 
 
 def test_under_another_name_there_is_no_control_page(http):
@@ -153,6 +229,34 @@ def test_a_call_that_waits_for_its_answer_is_shown_as_such(http):
     assert 'not answered yet' in http.get('/practice').text
 
 
+def test_an_answer_that_did_not_arrive_is_shown_as_such(http):
+    pair = grant(http)
+    assert 'did not arrive' not in http.get('/practice').text
+    show_self(http, pair)
+    simulator_script._journal[-1].update(cut=True)
+    assert '200</strong>, which did not arrive' in http.get('/practice').text
+
+
+def test_what_the_journal_shows_is_escaped(http):
+    show_self(http, {'access_token': 'x'})
+    simulator_script._journal[-1].update(what='GET /<b>')
+    assert 'GET /&lt;b&gt;' in http.get('/practice').text
+
+
+def test_the_journal_tells_the_time_of_day(http):
+    show_self(http, {'access_token': 'x'})
+    simulator_script._journal[-1].update(began=datetime(2026, 11, 24, 13, 14, 15).timestamp())
+    assert '<time>13:14:15</time>' in http.get('/practice').text
+
+
+def test_an_expired_token_is_shown_as_such_and_the_newest_is_the_first(http, controls):
+    grant(http)
+    assert controls('expire_access').count('(expired)') == 1
+    pair = grant(http)
+    page = http.get('/practice').text
+    assert page.index(fingerprint(pair['access_token'])) < page.index('(expired)')
+
+
 def test_the_tokens_alive_are_shown_by_user(http):
     pair = grant(http, user_id=ADMIN)
     page = ' '.join(http.get('/practice').text.split())
@@ -161,4 +265,6 @@ def test_the_tokens_alive_are_shown_by_user(http):
 
 
 def test_the_page_leads_back_to_the_app(http):
+    assert http.get('/').location == '/practice'
+    assert http.get('/practice?done=nonsense').status_code == 200
     assert 'href="http://localhost:3000/profile"' in http.get('/practice').text

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import requests
+from servers import wait_until
 
 import simulator_script
 import zendesk_simulator
@@ -72,6 +73,53 @@ def test_a_step_can_be_good_for_several_calls_and_a_new_script_ends_it(address):
     script(address, {'call': 'exchange', 'status': 503, 'times': 3})
     script(address)
     assert token(address).status_code == 400
+
+
+@pytest.mark.parametrize('body', ['[1]', '"x"', '5', 'null', '{'])
+def test_an_answer_can_be_any_json_or_none(address, body):
+    script(address, {'call': 'profile', 'status': 200, 'body': body, 'headers': {'Content-Type': 'application/json'}})
+    answer = profile(address)
+    assert (answer.status_code, answer.text) == (200, body)
+
+
+def journal(address: str) -> list[dict]:
+    return requests.get(f'{address}/practice/journal', timeout=30).json()
+
+
+def test_what_no_app_would_ask_for_is_no_call(address):
+    """A page of another site can make a browser ask for anything, and would fill the journal and use up the script."""
+    script(address, {'call': 'any', 'status': 500})
+    for path in ('/api/v2/users/me/and-more', '/api/v2/users/mean', '/api/v2/oauth/tokens/currently'):
+        assert requests.get(address + path, timeout=30).status_code == 404
+    assert profile(address, headers={'Sec-Fetch-Site': 'cross-site'}).status_code == 200
+    assert journal(address) == []
+    assert profile(address).status_code == 500
+
+
+def test_both_spellings_of_an_address_are_the_same_call(address):
+    for path in ('/api/v2/oauth/tokens/current', '/api/v2/oauth/tokens/current.json'):
+        requests.delete(address + path, timeout=30)
+    requests.get(f'{address}/api/v2/users/me.json', timeout=30)
+    assert [call['call'] for call in journal(address)] == ['revoke', 'revoke', 'profile']
+
+
+def test_a_cut_answer_is_noted_as_such(address):
+    script(address, {'call': 'profile', 'cut': 0})
+    with pytest.raises(requests.ConnectionError):
+        profile(address)
+    profile(address)
+    assert [(call['status'], call['cut']) for call in journal(address)] == [(200, True), (200, False)]
+
+
+def test_a_call_is_noted_as_it_comes(address):
+    script(address, {'call': 'revoke', 'delay': 1})
+    thread = threading.Thread(target=requests.delete, args=(f'{address}/api/v2/oauth/tokens/current',))
+    thread.start()
+    wait_until(lambda: journal(address) != [])
+    [call] = journal(address)
+    assert (call['call'], call['status'], call['ended']) == ('revoke', None, None)
+    thread.join()
+    assert journal(address)[0]['status'] == 401
 
 
 def test_a_token_request_sent_as_json_has_its_kind_too(address):

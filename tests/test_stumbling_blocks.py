@@ -78,6 +78,19 @@ def test_a_numeric_client_id_that_the_token_endpoint_refuses(browser, zendesk, n
     )
 
 
+def test_a_numeric_client_id_that_zendesk_accepts_is_no_trouble(browser, zendesk, numeric_client_id):
+    assert exchange(browser, zendesk, json=NEW_PAIR).location == '/'
+
+
+def test_a_numeric_client_id_does_not_hide_another_cause(browser, zendesk, numeric_client_id, page_and_log):
+    page_and_log(
+        exchange(browser, zendesk, status=400, json={'error': 'invalid_scope'}),
+        status=502,
+        reads=['The app is not allowed the permission it asks for', 'Then start the app again'],
+        logs=['invalid_scope'],
+    )
+
+
 def test_a_numeric_client_id_is_told_before_zendesk_refuses_it(browser, numeric_client_id, page_and_log):
     page_and_log(
         browser.get('/grant_access'),
@@ -85,6 +98,7 @@ def test_a_numeric_client_id_is_told_before_zendesk_refuses_it(browser, numeric_
         reads=['The app’s client id is a number', '“No such client”', 'ZENDESK_CLIENT_ID'],
         logs=[],
     )
+    assert 'Did Zendesk show an error?' not in browser.get('/grant_access').text
 
 
 def test_a_numeric_client_id_is_logged_at_the_start(log):
@@ -95,11 +109,11 @@ def test_a_numeric_client_id_is_logged_at_the_start(log):
         'REDIRECT_URI': 'http://localhost:3000/zendesk/oauth/callback',
         'SECRET_KEY': 'x' * 32,
     }
-    settings_module.read_settings(environ)
+    settings_module.read_settings(environ, practice_allowed=True)
     assert 'ZENDESK_CLIENT_ID is a number' in ''.join(log)
     assert 'Identifier' in ''.join(log)
     log.clear()
-    settings_module.read_settings({**environ, 'ZENDESK_CLIENT_ID': 'client_2'})
+    settings_module.read_settings({**environ, 'ZENDESK_CLIENT_ID': 'client2'})
     assert log == []
 
 
@@ -118,8 +132,17 @@ def test_a_wrong_client_secret(browser, zendesk, page_and_log, at):
     )
 
 
-@pytest.mark.parametrize('error', ['unauthorized_client', 'invalid_request'])
-@pytest.mark.parametrize('at', ['authorization', 'exchange'])
+@pytest.mark.parametrize(
+    ('at', 'error'),
+    [
+        ('authorization', 'unauthorized_client'),
+        ('authorization', 'invalid_request'),
+        ('authorization', 'unsupported_response_type'),
+        ('exchange', 'unauthorized_client'),
+        ('exchange', 'invalid_request'),
+        ('exchange', 'unsupported_grant_type'),
+    ],
+)
 def test_a_client_of_another_kind(browser, zendesk, page_and_log, at, error):
     if at == 'authorization':
         page = browser.come_back(error=error, state=browser.start()['state'])
@@ -151,7 +174,7 @@ def test_a_subdomain_that_leads_elsewhere(browser, zendesk, page_and_log, at):
     page_and_log(
         at(browser, zendesk, status=302, headers={'Location': 'https://elsewhere.example/'}),
         status=502,
-        reads=['Zendesk is at another address', 'Check ZENDESK_SUBDOMAIN'],
+        reads=['Zendesk is at another address', 'Check ZENDESK_SUBDOMAIN', 'a former one', 'an alias'],
         logs=['a redirect', 'Check ZENDESK_SUBDOMAIN'],
     )
 
@@ -164,8 +187,8 @@ def test_an_error_that_zendesk_shows_itself(browser, page_and_log, log):
         status=200,
         reads=[
             'Did Zendesk show an error?',
-            '“No such client” ZENDESK_CLIENT_ID',
-            '“Invalid Authorization Request” REDIRECT_URI',
+            '“Invalid Authorization Request: No such client” ZENDESK_CLIENT_ID',
+            '“Invalid Authorization Request: invalid_request” REDIRECT_URI',
             'http://localhost:3000/zendesk/oauth/callback must be among',
             '“No help desk”',
             'ZENDESK_SUBDOMAIN',
@@ -211,7 +234,7 @@ def test_a_state_lost_between_localhost_and_127_0_0_1(app, browser, zendesk, pag
     page_and_log(
         app.test_client().come_back(code='the-code', state=state),
         status=400,
-        reads=['This browser is not the one that asked', 'start at http://localhost:3000', 'cookies allowed'],
+        reads=['This browser is not the one that asked', 'start at http://localhost:3000', 'in the same browser'],
         logs=['localhost and 127.0.0.1 are two hosts', 'Start at http://localhost:3000'],
     )
 
@@ -224,7 +247,7 @@ def test_an_answer_that_was_used_before(browser, zendesk, page_and_log):
     page_and_log(
         browser.come_back(code='the-code', state=state),
         status=400,
-        reads=['This answer can not be used', 'If you have granted access already, all is well'],
+        reads=['This answer cannot be used', 'If you have granted access already, all is well'],
         logs=['opened twice'],
     )
 
@@ -236,6 +259,13 @@ def test_a_denial(browser, page_and_log):
         reads=['Access was not granted', 'Try again'],
         logs=['did not grant access'],
     )
+
+
+def test_a_refresh_token_that_is_spent_does_not_blame_the_redirect_uri(browser, zendesk, log):
+    zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
+    assert profile(browser, zendesk, status=401).location == '/grant_access'
+    assert 'the refresh token is spent, expired or revoked' in ''.join(log)
+    assert 'REDIRECT_URI' not in ''.join(log)
 
 
 # --- Scopes and users --- #
@@ -292,7 +322,7 @@ def test_a_revocation_that_does_nothing(browser, zendesk, page_and_log):
     zendesk.delete(REVOKE, status=204)
     browser.post('/disconnect', data={'csrf_token': re.search('name="csrf_token" value="(.+)"', page.text)[1]})
     page_and_log(
-        browser.get('/'),
+        browser.get('/disconnected'),
         status=200,
         reads=['Zendesk did not confirm', 'Devices & Apps'],
         logs=['says that it has revoked the tokens, but the access token still works'],

@@ -9,6 +9,7 @@ import pytest
 from flask import Flask, redirect, render_template_string
 from loguru import logger
 
+import app as app_module
 import what_happened
 
 PAGE = """{% for visit in visits %}{{ visit.what }}{% for _, text in visit.steps %}; {{ text }}{% endfor %}
@@ -131,6 +132,44 @@ def test_those_who_never_come_back_do_not_fill_the_memory(app):
         app.test_client().get(f'/leave/{number}')
     assert len(what_happened._waiting) == what_happened.MAX_WAITING
     assert '149' in what_happened._waiting
+
+
+def test_two_browsers_that_are_redirected_at_once_keep_their_stories_apart(app):
+    browsers = [app.test_client() for _ in range(3)]
+    for browser in browsers:
+        browser.get('/hop')
+    for browser in browsers:
+        assert lines(browser.get('/page')) == ['GET /hop; hopping', '-> /page', 'GET /page; showing the page']
+
+
+def test_a_story_without_end_keeps_its_last_chapters(app):
+    browser = app.test_client()
+    for _ in range(50):
+        browser.get('/hop')
+    assert lines(browser.get('/page')).count('GET /hop; hopping') == what_happened.MAX_VISITS
+
+
+def test_the_cookie_is_for_the_app_alone(app):
+    cookie = app.test_client().get('/hop').headers['Set-Cookie']
+    assert 'HttpOnly' in cookie
+    assert 'SameSite=Lax' in cookie
+
+
+def test_a_line_outside_of_any_request_is_no_trouble(app, capfd):
+    logger.info('nobody asked')
+    assert 'Logging error' not in capfd.readouterr().err
+
+
+def test_the_panel_shows_what_it_is_given_as_text(app):
+    with app.test_request_context():
+        visits = [what_happened.Visit('GET /<b>', [('12:00:00', 'a line with <i>')], '/<u>')]
+        panel = app_module.app.jinja_env.get_template('what_happened.html').render(
+            visits=visits, practice_controls='http://localhost:3001/practice'
+        )
+    for text in ('GET /&lt;b&gt;', 'a line with &lt;i&gt;', 'Redirect to /&lt;u&gt;'):
+        assert text in panel
+    assert '<a href="http://localhost:3001/practice">' in panel
+    assert '<details>' in panel
 
 
 def test_each_step_has_the_time_of_day(app):

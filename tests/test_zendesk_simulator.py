@@ -310,6 +310,17 @@ def test_a_revoked_token_is_dead_and_its_refresh_token_too(http, path):
     assert show_self(http, other).status_code == 200
 
 
+def test_a_401_says_what_would_do_instead(http):
+    for path in ('/api/v2/users/me', '/api/v2/oauth/tokens/current'):
+        method = http.get if path.endswith('me') else http.delete
+        answers = [method(path, headers={'Authorization': f'{kind} x'}) for kind in ('Bearer', 'bearer', 'Basic')]
+        assert [answer.headers['WWW-Authenticate'] for answer in answers] == [
+            'Bearer realm="Zendesk", error="invalid_token"',
+            'Bearer realm="Zendesk", error="invalid_token"',
+            'Basic realm="Web Password"',
+        ]
+
+
 def test_only_a_living_access_token_can_revoke(http, clock):
     pair = grant(http)
     for headers in ({}, {'Authorization': 'Bearer unknown'}, {'Authorization': f'Basic {pair["access_token"]}'}):
