@@ -25,5 +25,7 @@ def launch(playwright: Playwright, *without: str) -> Browser | None:
 
 
 def click(page: Page, name: str) -> None:
-    """Click the link or press the button of this name."""
+    """Click the link or press the button of this name, and wait until the page that it opens is loaded."""
     page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()
+    # A click returns when the next page arrives, and there "Back" may still fail: "Not attached to an active page".
+    page.wait_for_load_state()
