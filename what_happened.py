@@ -79,7 +79,7 @@ def _send_on(response: Response) -> None:
     """
     address = urlsplit(str(response.location))
     g.visits[-1].redirected_to = address._replace(query='', fragment='').geturl()
-    [key] = parse_qs(address.query).get('state', [secrets.token_urlsafe(16)])
+    key = parse_qs(address.query).get('state', [secrets.token_urlsafe(16)])[0]
     if not address.netloc:
         response.set_cookie(COOKIE, key, httponly=True, samesite='Lax')
     with _lock:

@@ -94,6 +94,16 @@ def test_two_tabs_keep_their_stories_apart(app):
         assert len(lines(page)) == 5
 
 
+def test_a_state_that_stands_there_twice_does_no_harm(app):
+    @app.get('/twice')
+    def twice():
+        return redirect('http://localhost:3000/come_back?state=one&state=two')
+
+    browser = app.test_client()
+    assert browser.get('/twice').status_code == 302
+    assert lines(browser.get('/come_back?state=one', follow_redirects=True))[0] == 'GET /twice'
+
+
 def test_two_browsers_do_not_see_each_others_steps(app):
     one, other = app.test_client(), app.test_client()
     one.get('/hop')
