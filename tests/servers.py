@@ -56,6 +56,18 @@ class Processes:
         wait_until(lambda: listens(port) or process.poll() is not None)
         assert process.poll() is None, self.output
 
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program that is expected to end by itself."""
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=environment(PYTHONPATH='', **variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
     def stop(self, port: int) -> None:
         """End a server; one that does not end by itself is killed with all its processes."""
         process = self.running.pop(port)

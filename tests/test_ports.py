@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 
 import pytest
-from servers import environment, free_port, listening, listens
+from servers import free_port, listening, listens
 
 import ports
 
@@ -68,20 +66,12 @@ def test_a_machine_without_ipv6_is_fine(monkeypatch):
 def test_both_programs_say_so_without_a_traceback(processes, command):
     with listening() as taken:
         port = taken.getsockname()[1]
-        ended = subprocess.run(
-            [sys.executable, *(part.format(port=port) for part in command)],
-            cwd=processes.folder,
-            env=environment(
-                PYTHONPATH='',
-                ZENDESK_CLIENT_ID='some_client',
-                ZENDESK_CLIENT_SECRET='canary-client-secret',
-                ZENDESK_SUBDOMAIN='mondocam',
-                REDIRECT_URI=f'http://localhost:{port}/zendesk/oauth/callback',
-            ),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        ended = processes.run(
+            *(part.format(port=port) for part in command),
+            ZENDESK_CLIENT_ID='some_client',
+            ZENDESK_CLIENT_SECRET='canary-client-secret',
+            ZENDESK_SUBDOMAIN='mondocam',
+            REDIRECT_URI=f'http://localhost:{port}/zendesk/oauth/callback',
         )
     assert ended.returncode == 1
     assert f'Port {port} is taken by another program' in ended.stderr
@@ -93,15 +83,7 @@ def test_practice_mode_says_which_port_it_lacks(processes):
     if any(listens(port) for port in (3000, 3001)):
         pytest.skip('port 3000 or 3001, which practice mode uses, is taken on this machine')
     with socket.create_server(('127.0.0.1', 3001)):
-        ended = subprocess.run(
-            [sys.executable, 'app.py'],
-            cwd=processes.folder,
-            env=environment(PYTHONPATH=''),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = processes.run('app.py')
     assert ended.returncode == 1
     assert 'Port 3001 is taken by another program' in ended.stderr
     assert 'Traceback' not in ended.stderr
@@ -109,15 +91,7 @@ def test_practice_mode_says_which_port_it_lacks(processes):
 
 @pytest.mark.parametrize('port', ['0', '70000', 'x'])
 def test_a_port_that_is_none_is_refused_without_a_traceback(processes, port):
-    ended = subprocess.run(
-        [sys.executable, 'zendesk_simulator.py', '--port', port],
-        cwd=processes.folder,
-        env=environment(PYTHONPATH=''),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = processes.run('zendesk_simulator.py', '--port', port)
     assert ended.returncode == 2
     assert '--port' in ended.stderr
     assert 'Traceback' not in ended.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import shutil
 import stat
 import subprocess
 import sys
@@ -221,23 +220,13 @@ def test_several_processes_agree_on_the_key(tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(processes):
     """Start a copy of the app with these variables, and a .env, and return how it ended."""
-    for path in PROJECT.glob('*.py'):
-        shutil.copy(path, tmp_path)
 
     def start(command=('app.py',), env_file: bytes | None = None, **variables):
         if env_file is not None:
-            (tmp_path / '.env').write_bytes(env_file)
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH='', **variables),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+            (processes.folder / '.env').write_bytes(env_file)
+        return processes.run(*command, **variables)
 
     return start
 

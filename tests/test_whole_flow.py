@@ -8,8 +8,6 @@ import json
 import re
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from conftest import PAIR
-from servers import ADMIN, AGENT, END_USER, Processes, Visitor, environment, free_port, listens, port_of, profiles
+from servers import ADMIN, AGENT, END_USER, Processes, Visitor, free_port, listens, port_of, profiles
 
 
 def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
@@ -450,16 +448,7 @@ def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(
 @pytest.mark.gunicorn
 def test_gunicorn_refuses_to_start_without_settings(processes):
     pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
-    command = [sys.executable, '-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{free_port()}', 'app:app']
-    ended = subprocess.run(
-        command,
-        cwd=processes.folder,
-        env=environment(PYTHONPATH=''),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = processes.run('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{free_port()}', 'app:app')
     assert ended.returncode == 4
     assert ended.stderr.count('ZENDESK_CLIENT_ID is missing') == 1
     assert 'Traceback' not in ended.stderr
