@@ -26,23 +26,21 @@ HOME, GRANT_ACCESS, PROFILE, CONTROLS = f'{APP}/', f'{APP}/grant_access', f'{APP
 
 @pytest.fixture(scope='module')
 def start_chromium():
-    """A function that starts a Chromium."""
-    with playwright.sync_playwright() as engine:
+    """A function that starts a Chromium; all of them end with the last test."""
+    with playwright.sync_playwright() as engine, contextlib.ExitStack() as browsers:
 
         def start(*without: str):
             browser = launch(engine, *without)
             if browser is None:
                 pytest.skip('there is no Chromium: install it, Chrome or Edge, or run "playwright install chromium"')
-            return browser
+            return browsers.enter_context(browser)
 
         yield start
 
 
 @pytest.fixture(scope='module')
 def chromium(start_chromium):
-    browser = start_chromium()
-    yield browser
-    browser.close()
+    return start_chromium()
 
 
 @pytest.fixture
@@ -418,7 +416,6 @@ def test_disconnect_and_back_shows_nothing(practice, start_chromium, new_browser
     assert AGENT not in page.content()
     page.goto(PROFILE)
     assert page.url == GRANT_ACCESS
-    chromium.close()
 
 
 def test_disconnect_while_zendesk_fails_says_so(practice, page):
