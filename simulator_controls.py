@@ -7,12 +7,13 @@ What it shows of tokens and codes are their fingerprints.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from flask import Flask, redirect, render_template, request
+from flask import Flask, flash, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
@@ -20,7 +21,7 @@ import simulator_script
 from fingerprints import fingerprint
 from simulator_store import database, users
 
-SHOWN_CALLS = 20
+SHOWN = 20  # tokens, and calls; the oldest go first
 MAX_NAME = 200  # characters
 
 # What the next call can get instead of an answer: in words, and as a step of simulator_script.
@@ -44,6 +45,9 @@ CALLS = {
 
 def add_control_page(app: Flask) -> None:
     """Let the practice Zendesk serve its control page."""
+    # A button's answer is a redirect; what was done waits for the next page in a cookie of this process.
+    app.secret_key = secrets.token_bytes()
+    app.config.update(SESSION_COOKIE_NAME='practice_zendesk', SESSION_COOKIE_SAMESITE='Lax')
 
     @app.get('/')
     def go_to_the_controls() -> ResponseReturnValue:
@@ -53,15 +57,13 @@ def add_control_page(app: Flask) -> None:
     def show_controls() -> ResponseReturnValue:
         with database() as db:
             people = users(db)
-            tokens = db.execute('SELECT * FROM tokens ORDER BY access_expires_at DESC').fetchall()
-        done = request.args.get('done')
+            tokens = db.execute('SELECT * FROM tokens ORDER BY rowid DESC LIMIT ?', (SHOWN,)).fetchall()
         return render_template(
             'practice/controls.html',
-            done=ACTIONS[done][0] if done in ACTIONS else None,
             people=people,
             tokens=tokens,
-            script=simulator_script.script(),
-            journal=simulator_script.journal()[: -SHOWN_CALLS - 1 : -1],
+            waiting=[(CALLS[step['call']], _in_words(step)) for step in simulator_script.script()],
+            journal=simulator_script.journal()[: -SHOWN - 1 : -1],
             faults={name: words for name, (words, _) in FAULTS.items()},
             calls=CALLS,
         )
@@ -78,7 +80,8 @@ def add_control_page(app: Flask) -> None:
         if not ACTIONS[action][1]():
             return {'error': 'nothing was done: the form was not filled in'}, 400
         logger.info('Practice Zendesk: {}', ACTIONS[action][0])
-        return redirect(f'/practice?done={action}', 303)
+        flash(ACTIONS[action][0])
+        return redirect('/practice', 303)
 
     app.add_template_filter(fingerprint)
     app.add_template_filter(_left, 'left')
@@ -128,6 +131,11 @@ ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'forget_script': ('The next call will be answered as usual.', _forget_script),
     'rename': ('The user has a new name.', _rename),
 }
+
+
+def _in_words(step: dict[str, Any]) -> str:
+    """Say what the call that a step waits for gets."""
+    return next((words for words, fault in FAULTS.values() if fault.items() <= step.items()), 'what the script says')
 
 
 def _left(expires_at: float) -> str:

@@ -16,7 +16,7 @@ next call of that kind, and then says what becomes of it:
     trickle    seconds between one byte of the answer and the next
 
 A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it. In the journal, a call that
-has not been answered yet has no `status` and no `ended`.
+has not been answered yet has no `status` and no `ended`; one that never got an answer has no `status`.
 """
 
 from __future__ import annotations
@@ -111,11 +111,14 @@ def follow_scripts(app: Flask) -> None:
             return response
         data = response.get_json(silent=True) if response.is_json else None
         issued = fingerprints(data) if isinstance(data, dict) else ''
+        never_was = 'status' in g.step and g.step.get('cut') == 0
+        status = None if never_was else response.status_code
         with _lock:
-            g.noted.update(status=response.status_code, issued=issued, cut='cut' in g.step, ended=time.time())
+            g.noted.update(status=status, issued=issued, cut='cut' in g.step, ended=time.time())
         if {'cut', 'trickle'} & g.step.keys():
             # The built-in server lends its socket to whoever asks.
             response.response = _send_by_hand(request.environ['werkzeug.socket'], _as_bytes(response), g.step)
+            response.status_code = 200  # the body of a 204 would not be asked for, and so nothing be sent by hand
         return response
 
 

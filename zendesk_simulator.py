@@ -32,6 +32,7 @@ from urllib.parse import urlencode, urlsplit
 from flask import Flask, Response, jsonify, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
+from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 import ports
@@ -335,6 +336,13 @@ def living_token(db: sqlite3.Connection) -> sqlite3.Row:
 # --- Serving --- #
 
 
+@app.errorhandler(HTTPException)
+def show_http_error(error: HTTPException) -> ResponseReturnValue:
+    """Show Flask's own errors, such as an address without a page, as a page of ours."""
+    page = render_template('practice/invalid.html', title=error.name, reason=error.description)
+    return page, error.code or 500
+
+
 @app.after_request
 def add_headers(response: Response) -> Response:
     # The consent form's answer redirects to the app, and browsers hold form-action against that, too.
@@ -343,6 +351,7 @@ def add_headers(response: Response) -> Response:
         f"form-action 'self' {APP_ORIGIN}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
+    response.headers.setdefault('Cache-Control', 'no-store')  # Back shows what is, not what was
     # With no-referrer, browsers would not tell where the control page's forms come from.
     response.headers['Referrer-Policy'] = 'same-origin'
     return response

@@ -50,7 +50,7 @@ def test_a_refresh_token_dies_at_a_click(http, controls):
 def test_the_next_call_gets_an_error_and_the_one_after_it_an_answer(http, controls, fault, status):
     pair = grant(http)
     page = controls('fail_next', call='any', fault=fault)
-    assert 'Waiting for the next call' in page
+    assert f'Waiting for the next call, of any kind. It gets: {fault}, ' in page
     answer = show_self(http, pair)
     assert answer.status_code == status
     assert answer.headers.get('Retry-After') == ('5' if status == 429 else None)
@@ -58,8 +58,9 @@ def test_the_next_call_gets_an_error_and_the_one_after_it_an_answer(http, contro
 
 
 def test_an_answer_can_be_lost_after_all_is_done(controls):
-    controls('fail_next', call='refresh', fault='lost')
+    page = controls('fail_next', call='refresh', fault='lost')
     assert simulator_script.script() == [{'call': 'refresh', 'cut': 0}]
+    assert 'Waiting for the next refresh. It gets: its answer lost on the way' in page
 
 
 def test_a_fault_can_wait_for_a_call_of_a_kind(http, controls):
@@ -71,7 +72,7 @@ def test_a_fault_can_wait_for_a_call_of_a_kind(http, controls):
 
 
 def test_silence_lasts_longer_than_the_app_waits(controls):
-    controls('fail_next', call='profile', fault='silence')
+    assert 'It gets: no answer at all' in controls('fail_next', call='profile', fault='silence')
     [step] = simulator_script.script()
     assert (step['call'], step['cut']) == ('profile', 0)
     assert step['delay'] > 14
@@ -235,6 +236,8 @@ def test_an_answer_that_did_not_arrive_is_shown_as_such(http):
     show_self(http, pair)
     simulator_script._journal[-1].update(cut=True)
     assert '200</strong>, which did not arrive' in http.get('/practice').text
+    simulator_script._journal[-1].update(status=None)
+    assert '→ <strong>no answer</strong>' in ' '.join(http.get('/practice').text.split())
 
 
 def test_what_the_journal_shows_is_escaped(http):
@@ -247,6 +250,45 @@ def test_the_journal_tells_the_time_of_day(http):
     show_self(http, {'access_token': 'x'})
     simulator_script._journal[-1].update(began=datetime(2026, 11, 24, 13, 14, 15).timestamp())
     assert '<time>13:14:15</time>' in http.get('/practice').text
+
+
+def test_a_step_of_a_script_of_ones_own_is_shown_too(http):
+    simulator_script.set_script([{'call': 'exchange', 'trickle': 1, 'times': 2}])
+    assert 'Waiting for the next exchange of a code. It gets: what the script says' in http.get('/practice').text
+
+
+def test_what_was_done_is_said_once(http, controls):
+    assert 'All access tokens have expired' in controls('expire_access')
+    assert 'All access tokens have expired' not in http.get('/practice').text
+
+
+def test_nobody_elses_link_can_say_that_something_was_done(http):
+    assert 'role="status"' not in http.get('/practice?done=end_grants').text
+
+
+def test_back_shows_what_is_and_not_what_was(http):
+    assert http.get('/practice').headers['Cache-Control'] == 'no-store'
+
+
+def test_the_newest_tokens_are_the_first_even_when_all_have_expired(http, controls):
+    pairs = [grant(http) for _ in range(3)]
+    page = controls('expire_access')
+    positions = [page.index(fingerprint(pair['access_token'])) for pair in pairs]
+    assert positions == sorted(positions, reverse=True)
+
+
+def test_the_list_of_tokens_is_not_endless(http):
+    pairs = [grant(http) for _ in range(25)]
+    page = http.get('/practice').text
+    assert page.count('refresh token <code>') == 20
+    assert fingerprint(pairs[-1]['refresh_token']) in page
+
+
+def test_an_address_without_a_page_has_one_that_leads_back_to_the_app(http):
+    page = http.get('/nothing')
+    assert page.status_code == 404
+    assert '<h1>Not Found</h1>' in page.text
+    assert 'href="http://localhost:3000"' in page.text
 
 
 def test_an_expired_token_is_shown_as_such_and_the_newest_is_the_first(http, controls):
@@ -266,5 +308,4 @@ def test_the_tokens_alive_are_shown_by_user(http):
 
 def test_the_page_leads_back_to_the_app(http):
     assert http.get('/').location == '/practice'
-    assert http.get('/practice?done=nonsense').status_code == 200
     assert 'href="http://localhost:3000/profile"' in http.get('/practice').text

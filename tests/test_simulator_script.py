@@ -151,6 +151,23 @@ def test_a_lost_answer_is_one_of_which_nothing_is_sent_although_the_call_was_han
     assert journal[0]['began'] <= journal[0]['ended']
 
 
+def test_an_answer_without_a_body_can_be_lost_too(address):
+    script(address, {'call': 'profile', 'status': 204, 'cut': 0})
+    with pytest.raises(requests.ConnectionError):
+        profile(address)
+
+
+def test_an_answer_that_never_was_is_noted_without_a_status(address):
+    script(address, {'call': 'profile', 'status': 500, 'cut': 0})
+    with pytest.raises(requests.ConnectionError):
+        profile(address)
+    script(address, {'call': 'profile', 'status': 500, 'cut': 5})
+    with pytest.raises(requests.ConnectionError):
+        profile(address)
+    calls = journal(address)
+    assert [(call['status'], call['ended'] is None) for call in calls] == [(None, False), (500, False)]
+
+
 @pytest.mark.parametrize(
     ('cut', 'sent'), [(20, b'HTTP/1.1 200 OK\r\nCon'), (-3, b'"Anonymous user","role":"end-user"')]
 )
