@@ -28,7 +28,6 @@ settings = load_settings(practice_allowed=__name__ == '__main__')
 
 app = Flask(__name__)
 app.jinja_env.globals['practice_mode'] = settings.practice_mode
-OUTCOME = f'{settings.cookie_prefix}zendesk_oauth_disconnected'
 security.protect(app, settings)
 if settings.practice_mode:
     what_happened.tell(app, controls=f'{settings.zendesk_url}/practice')
@@ -133,20 +132,23 @@ def auth_callback() -> ResponseReturnValue:
 
 @app.post('/disconnect')
 def disconnect() -> ResponseReturnValue:
-    """Revoke the access and forget the tokens."""
-    security.check_csrf_token(backend_code.current_user_id())
+    """Forget the tokens, and have Zendesk revoke them."""
+    user_id = backend_code.current_user_id()
+    security.check_csrf_token(user_id)
     logger.info('Disconnecting')
-    outcome = backend_code.revoke_tokens()
+    outcome = backend_code.revoke_tokens().get('error', 'revoked')
     # Not in the session: another tab may have been granted access meanwhile, and have a new one.
-    response = redirect('/disconnected')
-    response.set_cookie(OUTCOME, outcome.get('error', 'revoked'), max_age=600, **settings.cookie_attributes)
-    return response
+    return redirect('/disconnected?' + urlencode({'outcome': security.sign(outcome, user_id)}))
 
 
 @app.route('/disconnected')
 def disconnected() -> ResponseReturnValue:
-    """Tell the visitor honestly what came of it."""
-    return render_template('disconnected.html', outcome=request.cookies.get(OUTCOME))
+    """Tell the visitor honestly what came of it; or, if this is an old address or a forged one, how things are now."""
+    outcome = security.unsign(request.args.get('outcome', ''), backend_code.current_user_id())
+    if outcome is None or 'error' not in backend_code.retrieve_oauth_tokens_from_db():
+        return redirect('/profile')
+    logger.info('Showing what came of it')
+    return render_template('disconnected.html', outcome=outcome)
 
 
 # --- When something goes wrong --- #
@@ -164,6 +166,7 @@ def show_problem(problem: Problem) -> ResponseReturnValue:
 @app.errorhandler(HTTPException)
 def show_http_error(error: HTTPException) -> ResponseReturnValue:
     """Show Flask's own errors (no such page, an exception nobody expected) as a page of ours."""
+    logger.info('{} {}', error.code, error.name)
     response = error.get_response()
     response.content_type = 'text/html; charset=utf-8'
     response.set_data(

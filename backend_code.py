@@ -19,7 +19,7 @@ from loguru import logger
 import zendesk
 from fingerprints import fingerprints
 from problems import Problem
-from users_db import StoreError, UsersDb
+from users_db import StoreBusy, StoreError, UsersDb
 
 USERS_DB = 'users.json'
 
@@ -95,47 +95,63 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
 
 def revoke_tokens() -> dict[str, Any]:
     """
-    Revoke the user's tokens at Zendesk, and delete them here, whatever Zendesk says.
+    Take the user's tokens out of the database, and have Zendesk revoke them.
 
     Returns:
-        `{}` if Zendesk has revoked them, and refuses the access token now; `{'error': 'not_confirmed'}` if that is not
-        certain; `{'error': 'tokens_not_found'}` if there were none.
+        `{}` if Zendesk accepts neither of them any more; `{'error': 'not_confirmed'}` if that is not certain;
+        `{'error': 'tokens_not_found'}` if there were none.
 
     Raises:
-        users_db.StoreError: they could not be deleted here.
+        users_db.StoreError: nothing was done.
     """
-    user_id, tokens = current_user_id(), retrieve_oauth_tokens_from_db()
+    user_id, db = current_user_id(), users_db()
     if user_id is None:
-        return tokens
-    outcome = tokens
-    if tokens.get('error') != 'tokens_not_found':
+        return {'error': 'tokens_not_found'}
+
+    with contextlib.ExitStack() as until_removed:
         try:
-            outcome = _revoke(tokens)
-        except Problem as problem:
-            logger.warning('It is not certain that the tokens are revoked: {}', problem)
-            outcome = {'error': 'not_confirmed'}
-    logger.info('Deleting the tokens from {}', USERS_DB)
-    users_db().remove(user_id)
-    return outcome
+            # A refresh that is under way comes to its end first: else its new tokens would outlive this.
+            until_removed.enter_context(db.refreshing(user_id))
+        except StoreBusy as problem:
+            logger.warning('A refresh is under way, whose new tokens can not be revoked: {}', problem)
+        tokens = db.remove(user_id)
+    if tokens is None:
+        return {'error': 'tokens_not_found'}
+    logger.info('Deleted from {}: {}', USERS_DB, fingerprints(tokens))
+    try:
+        return _revoke(tokens)
+    except Problem as problem:
+        logger.warning('It is not certain that the tokens are revoked: {}', problem)
+        return {'error': 'not_confirmed'}
 
 
 def _revoke(tokens: dict[str, Any]) -> dict[str, Any]:
+    """Have Zendesk revoke both tokens, which nobody else holds, and find out whether it has."""
     logger.info('Asking Zendesk to revoke the tokens')
-    if zendesk.revoke(tokens['access_token']).get('error') == 'invalid_token':
+    if 'error' in zendesk.revoke(tokens['access_token']):
         # It has expired; but its refresh token lives for days, and only a living access token can revoke that.
         logger.info('401, the access token has expired: refreshing the tokens, to revoke the new ones')
-        tokens = refresh_tokens(tokens['refresh_token'])
-        if 'error' in tokens or 'error' in zendesk.revoke(tokens['access_token']):
+        try:
+            tokens = {**tokens, **zendesk.refresh(tokens['refresh_token'])}
+        except zendesk.InvalidGrant:
             logger.warning(
                 'Zendesk accepts neither token: they may be dead, or there may be others that nobody here has'
             )
             return {'error': 'not_confirmed'}
+        zendesk.revoke(tokens['access_token'])
+
     # Zendesk has been seen to say yes and do nothing.
-    logger.info('Checking that the access token opens nothing any more')
+    logger.info('Checking that neither token opens anything any more')
     if 'error' not in zendesk.show_self(tokens['access_token']):
         logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
         return {'error': 'not_confirmed'}
-    return {}
+    try:
+        tokens = zendesk.refresh(tokens['refresh_token'])
+    except zendesk.InvalidGrant:
+        return {}
+    logger.warning('Zendesk says that it has revoked the tokens, but the refresh token still worked')
+    zendesk.revoke(tokens['access_token'])
+    return {'error': 'not_confirmed'}
 
 
 # --- The seams --- #

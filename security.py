@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from flask import Flask, Request, Response, redirect, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
-from itsdangerous import Signer
+from itsdangerous import BadSignature, Signer
 from loguru import logger
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -81,14 +81,31 @@ class FormTooOld(Problem):
     way_on = ('/profile', 'Open my profile')
 
 
-def csrf_token(user_id: str | None) -> str:
+def sign(text: str, user_id: str | None) -> str:
     """
-    Return what a form must hold to be taken: a signature of the session's user id.
+    Return the text with a signature that makes it good for this user, and nobody else.
 
-    No other site can know it, as it can know neither the id nor the key. Where the user id is an account's, which
-    stays the same, sign something of the session instead.
+    No other site can forge that, as it can know neither the id nor the key. Where the user id is an account's, which
+    stays the same, sign something of the session along with it.
     """
-    return Signer(current_settings().secret_key, salt='form').get_signature(user_id or '').decode()
+    return _signer(user_id).sign(text).decode()
+
+
+def unsign(text: str, user_id: str | None) -> str | None:
+    """Return what was signed for this user, or None."""
+    try:
+        return _signer(user_id).unsign(text).decode()
+    except BadSignature:
+        return None
+
+
+def _signer(user_id: str | None) -> Signer:
+    return Signer(current_settings().secret_key, salt=f'for {user_id}')
+
+
+def csrf_token(user_id: str | None) -> str:
+    """Return what a form must hold to be taken."""
+    return sign('form', user_id)
 
 
 def check_csrf_token(user_id: str | None) -> None:
@@ -104,8 +121,7 @@ def check_csrf_token(user_id: str | None) -> None:
         raise
     except Exception as error:  # each server has its own for a body that is none
         raise FormTooOld('the form broke off, or was none. Nothing was done') from error
-    signer = Signer(current_settings().secret_key, salt='form')
-    if user_id is None or not signer.verify_signature(user_id, token):
+    if user_id is None or unsign(token, user_id) != 'form':
         raise FormTooOld("the form's token is not that of the session: an old page, or another site. Nothing was done")
 
 

@@ -90,10 +90,10 @@ class UsersDb:
                 del records[dead_id]
             records[user_id] = record
 
-    def remove(self, user_id: str) -> None:
-        """Remove the user's record, if there is one."""
+    def remove(self, user_id: str) -> Record | None:
+        """Remove the user's record, and return it if it could have been used."""
         with self._changing() as records:
-            records.pop(user_id, None)
+            return _usable(records.pop(user_id, None))
 
     def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
         """

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
 import requests
-from conftest import NEW_PAIR, OTHER, PAIR, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, records, store, stored
+from conftest import (
+    NEW,
+    NEW_PAIR,
+    OTHER,
+    PAIR,
+    REVOKE,
+    SHOW_SELF,
+    TOKEN_ENDPOINT,
+    USER,
+    calls_to,
+    records,
+    store,
+    stored,
+)
 from responses.matchers import header_matcher
-from servers import ADMIN, Processes, Visitor, profiles
+from servers import ADMIN, Processes, Visitor, profiles, wait_until
 
-import app as app_module
 import security
 from users_db import UsersDb
 
-REVOKED, NOT_CONFIRMED = 'Zendesk has revoked them, too', 'Zendesk did not confirm'
+REVOKED, NOT_CONFIRMED, NO_TOKENS = 'Zendesk has revoked them, too', 'Zendesk did not confirm', 'has no tokens of yours'
 
 
 @pytest.fixture
@@ -31,6 +44,10 @@ def bearer(token: str):
     return header_matcher({'Authorization': f'Bearer {token}'})
 
 
+def holds(token: str):
+    return lambda request: (f'refresh_token={token}&' in request.body, 'another refresh token')
+
+
 def csrf_token(page) -> str:
     return page.text.split('name="csrf_token" value="')[1].split('"')[0]
 
@@ -40,29 +57,39 @@ def press(browser):
     return browser.post('/disconnect', data={'csrf_token': csrf_token(browser.get('/profile'))})
 
 
+def page_after(browser, answer) -> str:
+    """Return the page that one comes to."""
+    assert answer.location.startswith('/disconnected?')
+    return browser.get(answer.location).text
+
+
 def disconnected(browser) -> str:
     """Press "Disconnect", and return the page that one comes to."""
-    answer = press(browser)
-    assert answer.location == '/disconnected'
-    return browser.get('/disconnected').text
+    return page_after(browser, press(browser))
+
+
+def refuse(zendesk, pair: dict) -> None:
+    """Let Zendesk accept neither of these tokens."""
+    zendesk.get(SHOW_SELF, status=401, match=[bearer(pair['access_token'])])
+    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': 'invalid_grant'}, match=[holds(pair['refresh_token'])])
 
 
 def test_it_revokes_at_zendesk_checks_it_and_deletes_the_tokens_here(alice, zendesk, log):
     zendesk.delete(REVOKE, status=204, match=[bearer('old-access')])
-    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    refuse(zendesk, PAIR)
     assert REVOKED in disconnected(alice)
     assert stored() == {'bob': OTHER}
-    assert calls_to(zendesk, REVOKE) == 1
-    story = ['Disconnecting', 'Asking Zendesk to revoke', 'Checking', 'Deleting the tokens']
+    assert [calls_to(zendesk, url) for url in (REVOKE, SHOW_SELF, TOKEN_ENDPOINT)] == [1, 2, 1]
+    story = ['Disconnecting', 'Deleted from users.json', 'Asking Zendesk to revoke', 'Checking', 'Showing what came']
     positions = [next(number for number, line in enumerate(log) if words in line) for words in story]
     assert positions == sorted(positions)
 
 
 def test_an_expired_access_token_is_refreshed_to_revoke_the_refresh_token(alice, zendesk):
     zendesk.delete(REVOKE, status=401, match=[bearer('old-access')])
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, match=[holds('old-refresh')])
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
-    zendesk.get(SHOW_SELF, status=401, match=[bearer('new-access')])
+    refuse(zendesk, NEW)
     assert REVOKED in disconnected(alice)
     assert stored() == {'bob': OTHER}
     assert calls_to(zendesk, REVOKE) == 2
@@ -72,17 +99,16 @@ def test_an_expired_access_token_is_refreshed_to_revoke_the_refresh_token(alice,
 def test_an_access_token_that_could_not_even_be_sent_is_refreshed_to_revoke_the_refresh_token(alice, zendesk, token):
     form = {'csrf_token': csrf_token(alice.get('/profile'))}
     store(alice={**PAIR, 'access_token': token}, bob=OTHER)
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, match=[holds('old-refresh')])
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
-    zendesk.get(SHOW_SELF, status=401, match=[bearer('new-access')])
-    alice.post('/disconnect', data=form)
-    assert REVOKED in alice.get('/disconnected').text
+    refuse(zendesk, NEW)
+    assert REVOKED in page_after(alice, alice.post('/disconnect', data=form))
     assert stored() == {'bob': OTHER}
 
 
 def test_any_success_will_do(alice, zendesk):
     zendesk.delete(REVOKE, json={})
-    zendesk.get(SHOW_SELF, status=401)
+    refuse(zendesk, PAIR)
     assert REVOKED in disconnected(alice)
 
 
@@ -96,11 +122,31 @@ def test_that_zendesk_accepts_neither_token_is_no_confirmation(alice, zendesk, l
 
 
 def test_a_new_token_that_cannot_be_revoked_is_no_confirmation(alice, zendesk):
-    zendesk.delete(REVOKE, status=401)
+    zendesk.delete(REVOKE, status=401, match=[bearer('old-access')])
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
-    zendesk.get(SHOW_SELF, status=401)
+    zendesk.delete(REVOKE, status=500, match=[bearer('new-access')])
     assert NOT_CONFIRMED in disconnected(alice)
     assert stored() == {'bob': OTHER}
+
+
+def test_a_204_after_which_the_refresh_token_still_works_is_not_believed(alice, zendesk, log):
+    """The access token is refused because it has run out meanwhile; and what the refresh token brings must go, too."""
+    zendesk.delete(REVOKE, status=204, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, status=401)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, match=[holds('old-refresh')])
+    zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
+    assert NOT_CONFIRMED in disconnected(alice)
+    assert stored() == {'bob': OTHER}
+    assert calls_to(zendesk, REVOKE) == 2
+    assert any('the refresh token still worked' in line for line in log)
+
+
+def test_a_grant_without_a_refresh_token_can_be_revoked(alice, zendesk):
+    store(alice={**PAIR, 'refresh_token': ''}, bob=OTHER)
+    zendesk.delete(REVOKE, status=204)
+    zendesk.get(SHOW_SELF, status=401)
+    assert REVOKED in disconnected(alice)
+    assert calls_to(zendesk, TOKEN_ENDPOINT) == 0
 
 
 @pytest.mark.parametrize(
@@ -158,56 +204,106 @@ def test_a_refresh_under_way_that_takes_too_long_does_not_keep_the_tokens_here(a
 
 def test_afterwards_the_profile_asks_for_access(alice, zendesk):
     zendesk.delete(REVOKE, status=204)
-    zendesk.get(SHOW_SELF, status=401)
+    refuse(zendesk, PAIR)
     disconnected(alice)
     assert alice.get('/profile').location == '/grant_access'
 
 
 def test_the_session_is_left_alone_because_another_tab_may_have_a_new_one(alice, zendesk):
     zendesk.delete(REVOKE, status=204)
-    zendesk.get(SHOW_SELF, status=401)
-    cookies = press(alice).headers.getlist('Set-Cookie')
-    assert [cookie.split('=')[0] for cookie in cookies] == [app_module.OUTCOME]
-    assert 'HttpOnly' in cookies[0]
-    assert 'SameSite=Lax' in cookies[0]
-    assert 'Max-Age=600' in cookies[0]
+    refuse(zendesk, PAIR)
+    assert press(alice).headers.getlist('Set-Cookie') == []
 
 
-@pytest.mark.parametrize('outcome', ['', 'nonsense', '<script>', 'x' * 4000])
-def test_a_forged_outcome_claims_nothing(browser, outcome):
-    browser.set_cookie(app_module.OUTCOME, outcome)
-    page = browser.get('/disconnected').text
-    assert REVOKED not in page
-    assert 'found no tokens' in page
-    assert '<script>' not in page
+def revoked(browser, zendesk) -> str:
+    """Disconnect, and return the address of the page that says that all is revoked."""
+    zendesk.delete(REVOKE, status=204)
+    refuse(zendesk, PAIR)
+    address = press(browser).location
+    assert REVOKED in browser.get(address).text
+    return address
+
+
+def test_the_page_can_be_opened_again(alice, zendesk):
+    address = revoked(alice, zendesk)
+    assert REVOKED in alice.get(address).text
+
+
+def test_the_page_says_nothing_of_a_later_grant(alice, zendesk):
+    address = revoked(alice, zendesk)
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
+    alice.grant()
+    assert alice.get(address).location == '/profile'
+
+
+def test_the_page_says_nothing_of_tokens_that_have_come_under_the_same_id(alice, zendesk):
+    """As they would where the id is that of an account."""
+    address = revoked(alice, zendesk)
+    store(alice=NEW)
+    assert alice.get(address).location == '/profile'
+
+
+def test_the_page_says_nothing_to_another_visitor(alice, app, zendesk):
+    address = revoked(alice, zendesk)
+    for user_id in ('bob', 'carol', None):
+        other = app.test_client()
+        if user_id:
+            other.sign_in(user_id)
+        assert other.get(address).location == '/profile'
+
+
+@pytest.mark.parametrize('outcome', ['', 'revoked', 'revoked.', 'revoked.x', '.', '<script>', 'ä%00%FF', 'x' * 4000])
+def test_a_forged_outcome_claims_nothing(alice, outcome):
+    assert alice.get(f'/disconnected?outcome={outcome}').location == '/profile'
+    assert alice.get('/disconnected').location == '/profile'
+
+
+def test_the_token_of_a_form_is_no_outcome_and_an_outcome_no_token(alice, app, zendesk):
+    with app.app_context():
+        form = security.csrf_token('alice')
+    outcome = parse_qs(urlsplit(revoked(alice, zendesk)).query)['outcome'][0]
+    assert REVOKED not in alice.get(f'/disconnected?outcome={form}').text
+    store(alice=PAIR)
+    assert alice.post('/disconnect', data={'csrf_token': outcome}).status_code == 400
+    assert stored() == {'alice': PAIR}
+
+
+def test_a_grant_made_meanwhile_under_the_same_id_stays(alice, zendesk):
+    """As it can be where the id is that of an account."""
+
+    def grant_anew(request):
+        store(alice=NEW, bob=OTHER)
+        return 204, {}, ''
+
+    zendesk.add_callback('DELETE', REVOKE, grant_anew)
+    refuse(zendesk, PAIR)
+    press(alice)
+    assert stored() == {'alice': NEW, 'bob': OTHER}
 
 
 @pytest.mark.parametrize('record', [{'refresh_token': 'old-refresh'}, {**PAIR, 'access_token': None}, 'text'])
 def test_a_record_that_cannot_be_used_goes_too(alice, zendesk, record):
     token = csrf_token(alice.get('/profile'))
     store(alice=record, bob=OTHER)
-    alice.post('/disconnect', data={'csrf_token': token})
-    assert 'found no tokens' in alice.get('/disconnected').text
+    assert NO_TOKENS in page_after(alice, alice.post('/disconnect', data={'csrf_token': token}))
     assert records() == {'bob': OTHER}
 
 
 def test_without_tokens_there_is_nothing_to_revoke(alice, zendesk):
     token = csrf_token(alice.get('/profile'))
     store(bob=OTHER)
-    assert alice.post('/disconnect', data={'csrf_token': token}).location == '/disconnected'
-    page = alice.get('/disconnected').text
-    assert 'found no tokens of yours' in page
+    page = page_after(alice, alice.post('/disconnect', data={'csrf_token': token}))
+    assert NO_TOKENS in page
     assert 'Devices &amp; Apps' in page
     assert REVOKED not in page
     assert calls_to(zendesk, REVOKE) == 0
     assert stored() == {'bob': OTHER}
 
 
-def test_a_disk_that_fails_is_a_page_and_not_a_lie(alice, zendesk, full_disk):
-    zendesk.delete(REVOKE, status=204)
-    zendesk.get(SHOW_SELF, status=401)
+def test_a_disk_that_fails_is_a_page_and_nothing_is_done(alice, zendesk, full_disk):
     page = press(alice)
     assert page.status_code == 503
+    assert calls_to(zendesk, REVOKE) == 0
     assert stored() == {'alice': PAIR, 'bob': OTHER}
     assert alice.user_id == 'alice'
 
@@ -282,13 +378,19 @@ def test_an_access_token_that_expired_meanwhile_does_not_leave_a_refresh_token_b
     assert processes.living_tokens() == 0
 
 
-def test_disconnected_while_a_refresh_is_under_way_nothing_comes_back(processes, address):
+@pytest.mark.parametrize(
+    'step',
+    [pytest.param({'delay': 1}, id='before it is done'), pytest.param({'trickle': 0.002}, id='while the answer comes')],
+)
+def test_disconnected_while_a_refresh_is_under_way_nothing_comes_back(processes, address, step):
     visitor = at_the_profile(address)
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 1})
+    processes.script({'call': 'refresh', **step})
     with ThreadPoolExecutor(1) as pool:
         visit = pool.submit(profiles, address, [visitor], 1)
         processes.wait_for_the_script_to_end()
+        if 'trickle' in step:
+            wait_until(lambda: processes.refreshes() == 1)
         press_disconnect(visitor, address)
         [page] = visit.result()
     assert page.status_code in (200, 502)  # it came in time with its new token, or too late
@@ -303,7 +405,7 @@ def twice_at_once(visitor: Visitor, address: str) -> list[str]:
     def press(_) -> str:
         answer = requests.post(f'{address}disconnect', form, cookies=cookies, timeout=60, allow_redirects=False)
         assert answer.status_code == 302
-        return answer.cookies['zendesk_oauth_disconnected']
+        return requests.get(urljoin(address, answer.headers['Location']), cookies=cookies, timeout=60).text
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(press, range(2)))
@@ -313,17 +415,29 @@ def test_pressed_twice_nobody_is_told_that_a_living_token_is_revoked(processes, 
     visitor = at_the_profile(address)
     processes.expire_access_tokens()
     processes.script({'call': 'refresh', 'status': 500, 'times': 2, 'delay': 0.5})
-    outcomes = twice_at_once(visitor, address)
+    pages = twice_at_once(visitor, address)
     assert processes.living_tokens() == 1
-    assert 'revoked' not in outcomes
-    assert 'not_confirmed' in outcomes
+    assert sorted(words for words in (REVOKED, NOT_CONFIRMED, NO_TOKENS) for page in pages if words in page) == [
+        NOT_CONFIRMED,
+        NO_TOKENS,
+    ]
     assert processes.users == {}
 
 
 def test_pressed_twice_the_tokens_are_revoked_once(processes, address):
-    outcomes = twice_at_once(at_the_profile(address), address)
+    pages = twice_at_once(at_the_profile(address), address)
     assert processes.living_tokens() == 0
-    assert 'revoked' in outcomes
+    assert sum(REVOKED in page for page in pages) == 1
+    assert len(processes.journal('revoke')) == 1
+    assert processes.users == {}
+
+
+def test_a_revocation_whose_answer_was_lost_is_not_confirmed(processes, address):
+    visitor = at_the_profile(address)
+    processes.script({'call': 'revoke', 'cut': 0})
+    press_disconnect(visitor, address)
+    assert NOT_CONFIRMED in visitor.text
+    assert processes.living_tokens() == 0
     assert processes.users == {}
 
 

@@ -320,9 +320,9 @@ def test_a_client_without_refresh_tokens(browser, zendesk, log):
 def test_a_revocation_that_does_nothing(browser, zendesk, page_and_log):
     page = profile(browser, zendesk, json=USER)
     zendesk.delete(REVOKE, status=204)
-    browser.post('/disconnect', data={'csrf_token': re.search('name="csrf_token" value="(.+)"', page.text)[1]})
+    form = {'csrf_token': re.search('name="csrf_token" value="(.+)"', page.text)[1]}
     page_and_log(
-        browser.get('/disconnected'),
+        browser.post('/disconnect', data=form, follow_redirects=True),
         status=200,
         reads=['Zendesk did not confirm', 'Devices & Apps'],
         logs=['says that it has revoked the tokens, but the access token still works'],
@@ -330,6 +330,13 @@ def test_a_revocation_that_does_nothing(browser, zendesk, page_and_log):
 
 
 # --- README --- #
+
+
+def test_readme_is_ordered_by_the_message_on_the_page():
+    table = README.split('**On a page of the app**')[1].split('\n## ')[0]
+    messages = re.findall(r'^\| ([A-Z][^|]+) \|', table, re.MULTILINE)
+    assert len(messages) > 20
+    assert messages == sorted(messages, key=str.lower)
 
 
 def test_readme_tells_of_what_ends_the_app_at_the_start_and_of_what_zendesk_shows():

@@ -66,8 +66,15 @@ def test_an_editor_that_writes_a_byte_order_mark_does_no_harm(db):
 def test_a_removed_record_is_gone_and_the_others_stay(db):
     db.save('alice', PAIR)
     db.save('bob', NEW)
-    db.remove('alice')
-    db.remove('alice')
+    assert db.remove('alice') == PAIR
+    assert db.remove('alice') is None
+    assert json.loads(Path('users.json').read_text()) == {'bob': NEW}
+
+
+@pytest.mark.parametrize('record', ['text', {'access_token': 'a'}])
+def test_a_record_that_cannot_be_used_is_removed_too(db, record):
+    Path('users.json').write_text(json.dumps({'alice': record, 'bob': NEW}))
+    assert db.remove('alice') is None
     assert json.loads(Path('users.json').read_text()) == {'bob': NEW}
 
 

@@ -283,8 +283,7 @@ def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str
                 secrets.extend(re.findall('(?:state|code_challenge|code)=([^&]+)', location))
         if (processes.folder / 'users.json').exists():
             secrets.extend(record[name] for record in processes.users.values() for name in PAIR)
-        cookies_now = visitor.http.cookies.get_dict()
-        secrets.extend(value for name, value in cookies_now.items() if name != 'zendesk_oauth_disconnected')
+        secrets.extend(visitor.http.cookies.get_dict().values())
 
     def start() -> str:
         visit(f'{home}zendesk/auth')
