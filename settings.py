@@ -179,7 +179,7 @@ def _problem_of(name: str, value: str) -> str | None:
     if name in REQUIRED and not value:
         return f'is missing: {REQUIRED[name]}'
     if name in REQUIRED and value in PLACEHOLDERS:
-        return f'is missing, the placeholder is still there: {REQUIRED[name]}'
+        return f'is missing (what stands there is from .env.example): {REQUIRED[name]}'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
         return 'has a space or another character that it cannot have: copy it again'
     if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch('[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?', value):

@@ -407,9 +407,10 @@ def test_a_full_disk_gets_a_page_and_changes_nothing(browser, zendesk, full_disk
 @pytest.mark.parametrize(
     ('method', 'path', 'status'), [('GET', '/nope', 404), ('POST', '/profile', 405), ('GET', '/%E0%A4%A', 404)]
 )
-def test_flasks_own_errors_are_pages_of_ours(browser, method, path, status):
+def test_flasks_own_errors_are_pages_of_ours(browser, log, method, path, status):
     page = browser.open(path, method=method)
     assert page.status_code == status
+    assert log[-1].startswith(f'{status} ')
     assert page.content_type == 'text/html; charset=utf-8'
     assert 'href="/"' in page.text
     assert '<html lang="en">' in page.text

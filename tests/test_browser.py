@@ -59,9 +59,11 @@ def new_browser(chromium) -> Iterator[Callable]:
     complaints, contexts = [], []
 
     def complain(message) -> None:
-        # Chromium notes the status of an error page itself in the console; that is what the status is for.
-        if message.type in ('error', 'warning') and 'the server responded with a status of' not in message.text:
-            complaints.append(f'{message.type}: {message.text}')
+        # Chromium notes the status of an error page itself in the console; that is what the status is for. A stylesheet
+        # or a picture that is missing is noted in the same words, and is none.
+        of_the_page = message.location['url'] == message.page.url
+        if message.type in ('error', 'warning') and not (of_the_page and ' with a status of ' in message.text):
+            complaints.append(f'{message.type}: {message.text} ({message.location["url"]})')
 
     def look_at(request) -> None:
         if not request.url.startswith((APP, ZENDESK, 'http://127.0.0.1:3000')):
@@ -225,7 +227,10 @@ def test_an_error_that_zendesk_shows_is_explained_after_back(page):
     page.go_back()
     page.go_back()
     assert page.url == GRANT_ACCESS
-    assert page.get_by_role('heading', name='Did Zendesk show an error?').is_visible()
+    advice = page.get_by_role('main').get_by_text('ZENDESK_CLIENT_ID')
+    assert not advice.is_visible()
+    page.get_by_text('Did Zendesk show an error?').click()
+    assert advice.is_visible()
 
 
 # --- Steps 5 and 6 of the tutorial, and what lies beyond, by clicking --- #
@@ -448,8 +453,8 @@ def every_page(page) -> Iterator[str]:
     """Go to each page that there is, with its panel open; yield its name."""
 
     def at(name: str) -> str:
-        if page.url.startswith(APP):
-            what_happened(page)
+        for closed in page.locator('details:not([open]) > summary').all()[::-1]:
+            closed.click()
         return name
 
     page.goto(CONTROLS)
@@ -488,8 +493,23 @@ def every_page(page) -> Iterator[str]:
     click(page, 'Home')
     grant(page)
     click(page, 'Get my profile')
+    old = page.context.new_page()
+    old.goto(PROFILE)
     click(page, 'Disconnect')
     yield at('disconnected')
+    click(old, 'Disconnect')
+    page.goto(old.url)
+    yield at('disconnected, no tokens any more')
+    page.goto(HOME)
+    grant(page)
+    page.goto(PROFILE)
+    old.goto(f'{APP}/zendesk/auth')
+    allow(old)
+    old.close()
+    click(page, 'Disconnect')
+    yield at('form out of date')
+    page.goto(f'{ZENDESK}/nothing')
+    yield at('no such page of the practice Zendesk')
 
 
 def test_axe_core_finds_nothing_on_any_page_in_either_colour_scheme(page, figure):
