@@ -148,6 +148,7 @@ def _revoke(tokens: dict[str, Any]) -> dict[str, Any]:
     try:
         tokens = zendesk.refresh(tokens['refresh_token'])
     except zendesk.InvalidGrant:
+        logger.info('Zendesk accepts neither: the tokens are revoked')
         return {}
     logger.warning('Zendesk says that it has revoked the tokens, but the refresh token still worked')
     zendesk.revoke(tokens['access_token'])

@@ -80,7 +80,14 @@ def test_it_revokes_at_zendesk_checks_it_and_deletes_the_tokens_here(alice, zend
     assert REVOKED in disconnected(alice)
     assert stored() == {'bob': OTHER}
     assert [calls_to(zendesk, url) for url in (REVOKE, SHOW_SELF, TOKEN_ENDPOINT)] == [1, 2, 1]
-    story = ['Disconnecting', 'Deleted from users.json', 'Asking Zendesk to revoke', 'Checking', 'Showing what came']
+    story = [
+        'Disconnecting',
+        'Deleted from users.json',
+        'Asking Zendesk to revoke',
+        'Checking',
+        'accepts neither',
+        'Showing what came',
+    ]
     positions = [next(number for number, line in enumerate(log) if words in line) for words in story]
     assert positions == sorted(positions)
 
