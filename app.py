@@ -28,6 +28,7 @@ settings = load_settings(practice_allowed=__name__ == '__main__')
 
 app = Flask(__name__)
 app.jinja_env.globals['practice_mode'] = settings.practice_mode
+OUTCOME = f'{settings.cookie_prefix}zendesk_oauth_disconnected'
 security.protect(app, settings)
 if settings.practice_mode:
     what_happened.tell(app, controls=f'{settings.zendesk_url}/practice')
@@ -137,14 +138,17 @@ def disconnect() -> ResponseReturnValue:
     security.check_csrf_token(user_id)
     logger.info('Disconnecting')
     outcome = backend_code.revoke_tokens().get('error', 'revoked')
-    # Not in the session: another tab may have been granted access meanwhile, and have a new one.
-    return redirect('/disconnected?' + urlencode({'outcome': security.sign(outcome, user_id)}))
+    response = redirect('/disconnected')
+    # Not in the session: another tab may have been granted access meanwhile, and have a new one. But in a cookie: as
+    # one changes, browsers drop the pages that they keep in memory for "Back".
+    response.set_cookie(OUTCOME, security.sign(outcome, user_id), max_age=600, **settings.cookie_attributes)
+    return response
 
 
 @app.route('/disconnected')
 def disconnected() -> ResponseReturnValue:
-    """Tell the visitor honestly what came of it; or, if this is an old address or a forged one, how things are now."""
-    outcome = security.unsign(request.args.get('outcome', ''), backend_code.current_user_id())
+    """Tell the visitor honestly what came of it; or, if that is another's or out of date, show how things are now."""
+    outcome = security.unsign(request.cookies.get(OUTCOME, ''), backend_code.current_user_id())
     if outcome is None or 'error' not in backend_code.retrieve_oauth_tokens_from_db():
         return redirect('/profile')
     logger.info('Showing what came of it')

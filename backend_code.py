@@ -63,7 +63,13 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
             new_tokens = None
             logger.info('Zendesk refuses the refresh token: dropping the pair ({})', refusal)
         # Whatever was stored while Zendesk was busy wins: a grant removed or made anew is not overwritten.
-        return db.replace(user_id, refresh_token, new_tokens) or {'error': 'invalid_refresh_token'}
+        kept = db.replace(user_id, refresh_token, new_tokens)
+
+    if new_tokens is not None and kept != new_tokens:
+        logger.info('The grant was ended or made anew meanwhile: revoking the new pair')
+        with contextlib.suppress(Problem):
+            zendesk.revoke(new_tokens['access_token'])
+    return kept or {'error': 'invalid_refresh_token'}
 
 
 def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
@@ -108,25 +114,28 @@ def revoke_tokens() -> dict[str, Any]:
     if user_id is None:
         return {'error': 'tokens_not_found'}
 
+    undisturbed = True
     with contextlib.ExitStack() as until_removed:
         try:
-            # A refresh that is under way comes to its end first: else its new tokens would outlive this.
+            # A refresh that is under way comes to its end first, and these are its new tokens.
             until_removed.enter_context(db.refreshing(user_id))
         except StoreBusy as problem:
-            logger.warning('A refresh is under way, whose new tokens can not be revoked: {}', problem)
+            logger.warning('A refresh is under way, and may still bring new tokens: {}', problem)
+            undisturbed = False
         tokens = db.remove(user_id)
     if tokens is None:
         return {'error': 'tokens_not_found'}
     logger.info('Deleted from {}: {}', USERS_DB, fingerprints(tokens))
     try:
-        return _revoke(tokens)
+        revoked = _revoke(tokens)
     except Problem as problem:
         logger.warning('It is not certain that the tokens are revoked: {}', problem)
-        return {'error': 'not_confirmed'}
+        revoked = False
+    return {} if revoked and undisturbed else {'error': 'not_confirmed'}
 
 
-def _revoke(tokens: dict[str, Any]) -> dict[str, Any]:
-    """Have Zendesk revoke both tokens, which nobody else holds, and find out whether it has."""
+def _revoke(tokens: dict[str, Any]) -> bool:
+    """Have Zendesk revoke both tokens, and find out whether it has."""
     logger.info('Asking Zendesk to revoke the tokens')
     if 'error' in zendesk.revoke(tokens['access_token']):
         # It has expired; but its refresh token lives for days, and only a living access token can revoke that.
@@ -137,22 +146,22 @@ def _revoke(tokens: dict[str, Any]) -> dict[str, Any]:
             logger.warning(
                 'Zendesk accepts neither token: they may be dead, or there may be others that nobody here has'
             )
-            return {'error': 'not_confirmed'}
+            return False
         zendesk.revoke(tokens['access_token'])
 
     # Zendesk has been seen to say yes and do nothing.
     logger.info('Checking that neither token opens anything any more')
     if 'error' not in zendesk.show_self(tokens['access_token']):
         logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
-        return {'error': 'not_confirmed'}
+        return False
     try:
         tokens = zendesk.refresh(tokens['refresh_token'])
     except zendesk.InvalidGrant:
         logger.info('Zendesk accepts neither: the tokens are revoked')
-        return {}
+        return True
     logger.warning('Zendesk says that it has revoked the tokens, but the refresh token still worked')
     zendesk.revoke(tokens['access_token'])
-    return {'error': 'not_confirmed'}
+    return False
 
 
 # --- The seams --- #

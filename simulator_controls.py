@@ -135,7 +135,8 @@ ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
 
 def _in_words(step: dict[str, Any]) -> str:
     """Say what the call that a step waits for gets."""
-    return next((words for words, fault in FAULTS.values() if fault.items() <= step.items()), 'what the script says')
+    fault = {key: value for key, value in step.items() if key not in ('call', 'times')}
+    return next((words for words, known in FAULTS.values() if known == fault), 'what the script says')
 
 
 def _left(expires_at: float) -> str:

@@ -16,7 +16,8 @@ next call of that kind, and then says what becomes of it:
     trickle    seconds between one byte of the answer and the next
 
 A new script takes the place of the old one: `[]` ends it. A GET shows what is left of it. In the journal, a call that
-has not been answered yet has no `status` and no `ended`; one that never got an answer has no `status`.
+has not been answered yet has no `status` and no `ended`; one that a step leaves without an answer (by a `status` with a
+`cut` of 0) has no `status`.
 """
 
 from __future__ import annotations

@@ -339,8 +339,10 @@ def living_token(db: sqlite3.Connection) -> sqlite3.Row:
 @app.errorhandler(HTTPException)
 def show_http_error(error: HTTPException) -> ResponseReturnValue:
     """Show Flask's own errors, such as an address without a page, as a page of ours."""
-    page = render_template('practice/invalid.html', title=error.name, reason=error.description)
-    return page, error.code or 500
+    response = error.get_response()
+    response.content_type = 'text/html; charset=utf-8'
+    response.set_data(render_template('practice/invalid.html', title=error.name, reason=error.description))
+    return response
 
 
 @app.after_request
@@ -351,7 +353,7 @@ def add_headers(response: Response) -> Response:
         f"form-action 'self' {APP_ORIGIN}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
-    response.headers.setdefault('Cache-Control', 'no-store')  # Back shows what is, not what was
+    response.headers.setdefault('Cache-Control', 'no-store')  # tokens and calls go on
     # With no-referrer, browsers would not tell where the control page's forms come from.
     response.headers['Referrer-Policy'] = 'same-origin'
     return response

@@ -13,6 +13,7 @@ from conftest import (
     NEW_PAIR,
     OTHER,
     PAIR,
+    REVOKE,
     SHOW_SELF,
     TOKEN_ENDPOINT,
     USER,
@@ -23,6 +24,7 @@ from conftest import (
     tokens,
 )
 from flask import session
+from responses.matchers import header_matcher
 
 import backend_code
 import zendesk as zendesk_module
@@ -76,8 +78,10 @@ def test_the_file_can_be_put_elsewhere(signed_in, monkeypatch, tmp_path):
 
 def test_a_refresh_returns_and_stores_the_new_pair(signed_in, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR, status=201)
+    zendesk.delete(REVOKE)
     assert tokens(backend_code.refresh_tokens('old-refresh')) == NEW
     assert stored() == {'alice': NEW, 'bob': OTHER}
+    assert calls_to(zendesk, REVOKE) == 0
 
 
 @pytest.mark.parametrize('lifetime', [None, '604800', -5, 0, 1.5, True, [], 10**12])
@@ -172,8 +176,10 @@ def test_a_grant_removed_during_a_refresh_does_not_come_back(signed_in, zendesk,
         return status, {}, json.dumps(NEW_PAIR if status == 200 else {'error': 'invalid_grant'})
 
     zendesk.add_callback('POST', TOKEN_ENDPOINT, answer_late)
+    zendesk.delete(REVOKE, status=204, match=[header_matcher({'Authorization': 'Bearer new-access'})])
     assert backend_code.refresh_tokens('old-refresh') == REFUSED
     assert stored() == {'bob': OTHER}
+    assert calls_to(zendesk, REVOKE) == (1 if status == 200 else 0)  # nobody is to have the new pair
 
 
 def test_a_grant_made_anew_during_a_refresh_stays(signed_in, zendesk):
@@ -182,8 +188,10 @@ def test_a_grant_made_anew_during_a_refresh_stays(signed_in, zendesk):
         return 200, {}, json.dumps(NEW_PAIR)
 
     zendesk.add_callback('POST', TOKEN_ENDPOINT, answer_late)
+    zendesk.delete(REVOKE, status=500)
     assert backend_code.refresh_tokens('old-refresh') == OTHER
     assert stored() == {'alice': OTHER}
+    assert calls_to(zendesk, REVOKE) == 1
 
 
 def test_a_grant_removed_before_the_refresh_is_not_refreshed(signed_in, zendesk):

@@ -97,12 +97,12 @@ def allow(page, user: str = AGENT) -> None:
     click(page, 'Allow')
 
 
-def grant(page, user: str = AGENT) -> None:
+def grant(page, user: str = AGENT, home: str = HOME) -> None:
     """Go from the home page through the grant and back."""
     click(page, 'Get my profile')
     click(page, 'Grant access')
     allow(page, user)
-    assert page.url == HOME
+    assert page.url == home
 
 
 def heading(page) -> str:
@@ -421,6 +421,20 @@ def test_disconnect_and_back_shows_nothing(practice, start_chromium, new_browser
     assert AGENT not in page.content()
     page.goto(PROFILE)
     assert page.url == GRANT_ACCESS
+
+
+def test_back_shows_nothing_with_settings_of_ones_own_either(home, start_chromium):
+    """There, no panel has a cookie that changes with each redirect."""
+    page = start_chromium('--disable-back-forward-cache').new_page()
+    page.goto(home)
+    grant(page, home=home)
+    click(page, 'Get my profile')
+    assert greets(page, AGENT)
+    click(page, 'Disconnect')
+    assert heading(page) == 'Disconnected'
+    page.go_back(wait_until='commit')
+    page.wait_for_url(f'{home}grant_access')
+    assert AGENT not in page.content()
 
 
 def test_disconnect_while_zendesk_fails_says_so(practice, page):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -25,6 +25,7 @@ from conftest import (
 from responses.matchers import header_matcher
 from servers import ADMIN, Processes, Visitor, profiles, wait_until
 
+import app as app_module
 import security
 from users_db import UsersDb
 
@@ -59,8 +60,8 @@ def press(browser):
 
 def page_after(browser, answer) -> str:
     """Return the page that one comes to."""
-    assert answer.location.startswith('/disconnected?')
-    return browser.get(answer.location).text
+    assert answer.location == '/disconnected'
+    return browser.get('/disconnected').text
 
 
 def disconnected(browser) -> str:
@@ -209,6 +210,36 @@ def test_a_refresh_under_way_that_takes_too_long_does_not_keep_the_tokens_here(a
     assert stored() == {'bob': OTHER}
 
 
+def test_with_a_refresh_under_way_nothing_is_certain(alice, zendesk, monkeypatch, log):
+    """Whatever Zendesk says of these tokens: others may be on their way."""
+    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+    zendesk.delete(REVOKE, status=204)
+    refuse(zendesk, PAIR)
+    with UsersDb('users.json').refreshing('alice'):
+        assert NOT_CONFIRMED in disconnected(alice)
+    assert any('A refresh is under way' in line for line in log)
+
+
+def test_nobody_waits_while_zendesk_is_asked(alice, zendesk, monkeypatch):
+    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+
+    def answer(request):
+        with UsersDb('users.json').refreshing('alice'):
+            return 204, {}, ''
+
+    zendesk.add_callback('DELETE', REVOKE, answer)
+    refuse(zendesk, PAIR)
+    assert REVOKED in disconnected(alice)
+
+
+def test_without_a_new_refresh_token_the_old_one_is_checked(alice, zendesk):
+    zendesk.delete(REVOKE, status=401, match=[bearer('old-access')])
+    zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'new-access', 'token_type': 'bearer'})
+    zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
+    refuse(zendesk, {'access_token': 'new-access', 'refresh_token': 'old-refresh'})
+    assert REVOKED in disconnected(alice)
+
+
 def test_afterwards_the_profile_asks_for_access(alice, zendesk):
     zendesk.delete(REVOKE, status=204)
     refuse(zendesk, PAIR)
@@ -219,57 +250,65 @@ def test_afterwards_the_profile_asks_for_access(alice, zendesk):
 def test_the_session_is_left_alone_because_another_tab_may_have_a_new_one(alice, zendesk):
     zendesk.delete(REVOKE, status=204)
     refuse(zendesk, PAIR)
-    assert press(alice).headers.getlist('Set-Cookie') == []
+    [cookie] = press(alice).headers.getlist('Set-Cookie')
+    assert cookie.startswith(f'{app_module.OUTCOME}=')
+    for attribute in ('HttpOnly', 'SameSite=Lax', 'Max-Age=600'):
+        assert attribute in cookie
 
 
 def revoked(browser, zendesk) -> str:
-    """Disconnect, and return the address of the page that says that all is revoked."""
+    """Disconnect, and return the cookie by which the page says that all is revoked."""
     zendesk.delete(REVOKE, status=204)
     refuse(zendesk, PAIR)
-    address = press(browser).location
-    assert REVOKED in browser.get(address).text
-    return address
+    assert REVOKED in disconnected(browser)
+    return browser.get_cookie(app_module.OUTCOME).value
 
 
 def test_the_page_can_be_opened_again(alice, zendesk):
-    address = revoked(alice, zendesk)
-    assert REVOKED in alice.get(address).text
+    revoked(alice, zendesk)
+    assert REVOKED in alice.get('/disconnected').text
 
 
 def test_the_page_says_nothing_of_a_later_grant(alice, zendesk):
-    address = revoked(alice, zendesk)
+    revoked(alice, zendesk)
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
     alice.grant()
-    assert alice.get(address).location == '/profile'
+    assert alice.get('/disconnected').location == '/profile'
 
 
 def test_the_page_says_nothing_of_tokens_that_have_come_under_the_same_id(alice, zendesk):
     """As they would where the id is that of an account."""
-    address = revoked(alice, zendesk)
+    revoked(alice, zendesk)
     store(alice=NEW)
-    assert alice.get(address).location == '/profile'
+    assert alice.get('/disconnected').location == '/profile'
 
 
 def test_the_page_says_nothing_to_another_visitor(alice, app, zendesk):
-    address = revoked(alice, zendesk)
+    outcome = revoked(alice, zendesk)
     for user_id in ('bob', 'carol', None):
         other = app.test_client()
+        other.set_cookie(app_module.OUTCOME, outcome)
         if user_id:
             other.sign_in(user_id)
-        assert other.get(address).location == '/profile'
+        assert other.get('/disconnected').location == '/profile'
 
 
-@pytest.mark.parametrize('outcome', ['', 'revoked', 'revoked.', 'revoked.x', '.', '<script>', 'ä%00%FF', 'x' * 4000])
+@pytest.mark.parametrize('outcome', ['', 'revoked', 'revoked.', 'revoked.x', '.', '<script>', 'ä\x00', 'x' * 4000])
 def test_a_forged_outcome_claims_nothing(alice, outcome):
-    assert alice.get(f'/disconnected?outcome={outcome}').location == '/profile'
+    alice.set_cookie(app_module.OUTCOME, outcome)
+    assert alice.get('/disconnected').location == '/profile'
+
+
+def test_the_page_cannot_be_had_by_a_link(alice):
     assert alice.get('/disconnected').location == '/profile'
 
 
 def test_the_token_of_a_form_is_no_outcome_and_an_outcome_no_token(alice, app, zendesk):
     with app.app_context():
         form = security.csrf_token('alice')
-    outcome = parse_qs(urlsplit(revoked(alice, zendesk)).query)['outcome'][0]
-    assert REVOKED not in alice.get(f'/disconnected?outcome={form}').text
+    outcome = revoked(alice, zendesk)
+    alice.set_cookie(app_module.OUTCOME, form)
+    assert REVOKED not in alice.get('/disconnected').text
     store(alice=PAIR)
     assert alice.post('/disconnect', data={'csrf_token': outcome}).status_code == 400
     assert stored() == {'alice': PAIR}
@@ -412,7 +451,8 @@ def twice_at_once(visitor: Visitor, address: str) -> list[str]:
     def press(_) -> str:
         answer = requests.post(f'{address}disconnect', form, cookies=cookies, timeout=60, allow_redirects=False)
         assert answer.status_code == 302
-        return requests.get(urljoin(address, answer.headers['Location']), cookies=cookies, timeout=60).text
+        outcome = answer.cookies.get_dict()
+        return requests.get(urljoin(address, 'disconnected'), cookies={**cookies, **outcome}, timeout=60).text
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(press, range(2)))

@@ -10,6 +10,7 @@ import pytest
 from test_zendesk_simulator import ADMIN, AGENT, AUTHORIZE, EXCHANGE, REQUEST, allow, grant, refresh, refused, show_self
 
 import simulator_script
+import zendesk_simulator
 from fingerprints import fingerprint
 
 
@@ -253,8 +254,9 @@ def test_the_journal_tells_the_time_of_day(http):
 
 
 def test_a_step_of_a_script_of_ones_own_is_shown_too(http):
-    simulator_script.set_script([{'call': 'exchange', 'trickle': 1, 'times': 2}])
-    assert 'Waiting for the next exchange of a code. It gets: what the script says' in http.get('/practice').text
+    for step in ({'trickle': 1, 'times': 2}, {'status': 503, 'cut': 0}, {'cut': 0, 'hold': 9}):
+        simulator_script.set_script([{'call': 'exchange', **step}])
+        assert 'Waiting for the next exchange of a code. It gets: what the script says' in http.get('/practice').text
 
 
 def test_what_was_done_is_said_once(http, controls):
@@ -266,7 +268,16 @@ def test_nobody_elses_link_can_say_that_something_was_done(http):
     assert 'role="status"' not in http.get('/practice?done=end_grants').text
 
 
-def test_back_shows_what_is_and_not_what_was(http):
+def test_the_message_waits_in_a_cookie_of_its_own_that_no_other_key_can_sign(http):
+    pressed = http.post('/practice', data={'action': 'expire_access'})
+    cookie = pressed.headers['Set-Cookie']
+    assert cookie.startswith('practice_zendesk=')
+    assert 'HttpOnly' in cookie
+    assert 'SameSite=Lax' in cookie
+    assert len(zendesk_simulator.app.secret_key) >= 32
+
+
+def test_no_page_is_to_be_kept(http):
     assert http.get('/practice').headers['Cache-Control'] == 'no-store'
 
 
@@ -289,6 +300,7 @@ def test_an_address_without_a_page_has_one_that_leads_back_to_the_app(http):
     assert page.status_code == 404
     assert '<h1>Not Found</h1>' in page.text
     assert 'href="http://localhost:3000"' in page.text
+    assert 'POST' in http.get('/oauth/tokens').headers['Allow']
 
 
 def test_an_expired_token_is_shown_as_such_and_the_newest_is_the_first(http, controls):
