@@ -23,6 +23,7 @@ os.environ.update(
 import pytest
 import responses
 from flask.testing import FlaskClient
+from responses.matchers import header_matcher
 from servers import Processes, free_port, port_of
 
 import app as app_module
@@ -250,6 +251,11 @@ def tokens(record: dict) -> dict[str, str]:
 
 def store(**records) -> None:
     Path('users.json').write_text(json.dumps(records))
+
+
+def bearer(token: str):
+    """Match a request with this access token."""
+    return header_matcher({'Authorization': f'Bearer {token}'})
 
 
 def calls_to(zendesk: responses.RequestsMock, url: str) -> int:

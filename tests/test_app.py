@@ -8,8 +8,8 @@ import json
 import re
 
 import pytest
-from conftest import NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, calls_to, store, stored
-from responses.matchers import header_matcher, urlencoded_params_matcher
+from conftest import NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, bearer, calls_to, store, stored
+from responses.matchers import urlencoded_params_matcher
 
 import app as app_module
 from fingerprints import fingerprint, fingerprints
@@ -57,7 +57,7 @@ def test_without_a_session_the_profile_asks_for_access(browser, zendesk):
 def test_a_valid_token_shows_the_profile_with_one_call(browser, zendesk):
     browser.sign_in('alice')
     store(alice=PAIR)
-    zendesk.get(SHOW_SELF, json=USER, match=[header_matcher({'Authorization': 'Bearer old-access'})])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('old-access')])
 
     page = browser.get('/profile')
 
@@ -71,8 +71,8 @@ def test_a_valid_token_shows_the_profile_with_one_call(browser, zendesk):
 def test_an_expired_token_is_refreshed_once_and_the_call_retried_once(browser, zendesk):
     browser.sign_in('alice')
     store(alice=PAIR, bob=OTHER)
-    zendesk.get(SHOW_SELF, status=401, match=[header_matcher({'Authorization': 'Bearer old-access'})])
-    zendesk.get(SHOW_SELF, json=USER, match=[header_matcher({'Authorization': 'Bearer new-access'})])
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
     zendesk.post(
         TOKEN_ENDPOINT,
         json=NEW_PAIR,
@@ -101,8 +101,8 @@ def test_an_expired_token_is_refreshed_once_and_the_call_retried_once(browser, z
 def test_the_log_tells_that_the_tokens_have_changed_and_not_what_they_are(browser, zendesk, log):
     browser.sign_in('alice')
     store(alice=PAIR)
-    zendesk.get(SHOW_SELF, status=401, match=[header_matcher({'Authorization': 'Bearer old-access'})])
-    zendesk.get(SHOW_SELF, json=USER, match=[header_matcher({'Authorization': 'Bearer new-access'})])
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
     zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
     browser.get('/profile')
     old, new = fingerprints(PAIR), fingerprints(NEW_PAIR)

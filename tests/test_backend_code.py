@@ -17,6 +17,7 @@ from conftest import (
     SHOW_SELF,
     TOKEN_ENDPOINT,
     USER,
+    bearer,
     calls_to,
     records,
     store,
@@ -24,7 +25,6 @@ from conftest import (
     tokens,
 )
 from flask import session
-from responses.matchers import header_matcher
 
 import backend_code
 import zendesk as zendesk_module
@@ -176,7 +176,7 @@ def test_a_grant_removed_during_a_refresh_does_not_come_back(signed_in, zendesk,
         return status, {}, json.dumps(NEW_PAIR if status == 200 else {'error': 'invalid_grant'})
 
     zendesk.add_callback('POST', TOKEN_ENDPOINT, answer_late)
-    zendesk.delete(REVOKE, status=204, match=[header_matcher({'Authorization': 'Bearer new-access'})])
+    zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
     assert backend_code.refresh_tokens('old-refresh') == REFUSED
     assert stored() == {'bob': OTHER}
     assert calls_to(zendesk, REVOKE) == (1 if status == 200 else 0)  # nobody is to have the new pair

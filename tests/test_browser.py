@@ -467,6 +467,7 @@ def every_page(page) -> Iterator[str]:
     """Go to each page that there is, with its panel open; yield its name."""
 
     def at(name: str) -> str:
+        # The last one first: the others are counted from the top, among those that are still closed.
         for closed in page.locator('details:not([open]) > summary').all()[::-1]:
             closed.click()
         return name

@@ -17,12 +17,12 @@ from conftest import (
     SHOW_SELF,
     TOKEN_ENDPOINT,
     USER,
+    bearer,
     calls_to,
     records,
     store,
     stored,
 )
-from responses.matchers import header_matcher
 from servers import ADMIN, Processes, Visitor, profiles, wait_until
 
 import app as app_module
@@ -39,10 +39,6 @@ def alice(browser, zendesk):
     store(alice=PAIR, bob=OTHER)
     zendesk.get(SHOW_SELF, json=USER)
     return browser
-
-
-def bearer(token: str):
-    return header_matcher({'Authorization': f'Bearer {token}'})
 
 
 def holds(token: str):
