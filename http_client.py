@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import http.client
 import io
 import logging
+import math
+import os
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from settings import is_loopback
 
 CONNECT_TIMEOUT = 3  # seconds, for each address that the host has
 CALL_TIMEOUT = 14  # seconds from the call to the last byte, so that a page which tells of it is out within 15
 MAX_ANSWER = 1024 * 1024  # bytes
+MAX_KEPT = 64  # connections that wait for the next call, in each process
+MAX_IDLE = 30  # seconds that such a connection is good for: something on the way may have forgotten it then
 
-# urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens.
-logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
+# urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens. And that there are more
+# calls at a time than connections are kept is nothing to warn of.
+logging.getLogger('urllib3').setLevel(logging.ERROR)
 
 
 class Answer(NamedTuple):
@@ -34,9 +45,16 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def send(method: str, url: str, **kwargs: Any) -> Answer:
+def send(
+    method: str, url: str, headers: Mapping[str, str] | None = None, data: Mapping[str, Any] | None = None
+) -> Answer:
     """
-    Send one request (`data`, `headers`: those of requests) and return the answer, whatever its status.
+    Send one request, `data` as a form, and return the answer, whatever its status.
+
+    A GET goes over a kept connection; should the server have closed that meanwhile, it is sent again over a new one.
+    Other methods get a new connection each time. When a kept one breaks off, nobody can tell whether the request has
+    arrived; and what the server does once, such as to trade a refresh token, must not be asked for twice (RFC 9110,
+    section 9.2.2).
 
     Looking up the host's name has a time limit of its own, the resolver's.
 
@@ -44,22 +62,32 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
         TimeoutError: no connection, or no whole answer, in time.
         ConnectionError: no answer, or one that is none. Both texts name the cause, and the second the remedy.
     """
+    call = _Call(deadline=time.monotonic() + CALL_TIMEOUT)
+    _call.set(call)
+    # Not by a session of requests: it would take cookies from one user to the next, and send a password from ~/.netrc.
+    request = requests.Request(method, url, {**requests.utils.default_headers(), **(headers or {})}, data=data)
+    if method == 'GET':
+        try:
+            return _exchange(request, kept=True)
+        except ConnectionError:
+            if not call.over_a_kept_connection:
+                raise
+    return _exchange(request, kept=False)
+
+
+def _exchange(request: requests.Request, kept: bool) -> Answer:
+    """Send the request over a kept connection or a new one, and read the answer, or fail in one of two ways."""
     body = bytearray()
-    _deadline.set(time.monotonic() + CALL_TIMEOUT)
     try:
-        # A session of its own for each call: no cookie goes from one user to the next.
-        with (
-            _Session() as session,
-            session.request(
-                method,
-                url,
-                auth=_no_other_credentials,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, total=CALL_TIMEOUT),  # type: ignore[arg-type]
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            ) as response,
-        ):
+        with contextlib.ExitStack() as stack:
+            prepared = request.prepare()
+            proxies, ca_bundle = _environment(*urlsplit(str(prepared.url))[:2])
+            if kept:
+                connections = _kept_connections(os.getpid(), ca_bundle)
+            else:
+                connections = stack.enter_context(contextlib.closing(_Connections(ca_bundle)))
+            timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT, total=_call.get().time_left())
+            response = stack.enter_context(connections.send(prepared, stream=True, timeout=timeout, proxies=proxies))
             for chunk in response.raw.stream(64 * 1024, decode_content=True):
                 body += chunk
                 if len(body) > MAX_ANSWER:
@@ -83,32 +111,75 @@ def send(method: str, url: str, **kwargs: Any) -> Answer:
     return Answer(response.status_code, response.headers, bytes(body))
 
 
-class _Session(requests.Session):
+@functools.cache
+def _environment(scheme: str, host: str) -> tuple[Any, str]:
+    """Return which proxies lead to the host, and where the authorities stand whose certificates are trusted."""
+    # Talk on this machine stays there. (`no_proxy` would have requests change the environment of all threads.)
+    proxies: Any = None if is_loopback(urlsplit(f'//{host}').hostname) else {}
+    found = requests.Session().merge_environment_settings(f'{scheme}://{host}', proxies, None, None, None)
+    return found['proxies'], DEFAULT_CA_BUNDLE_PATH if found['verify'] is True else str(found['verify'])
+
+
+# --- The connections --- #
+
+
+class _Connections(HTTPAdapter):
     """
-    A session that takes a redirect for an ordinary answer, and that holds an answer to the time limit as a whole.
+    Connections that wait for their next call. Threads may share them: each is lent to one call at a time.
 
-    With `allow_redirects=False` alone, requests would still parse the address, and read the whole body, of any size.
+    To read all the authorities' certificates takes longer than to connect, so it is done once, and not by requests.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        adapter = _Adapter()
-        self.mount('https://', adapter)
-        self.mount('http://', adapter)
+    def __init__(self, ca_bundle: str) -> None:
+        self.tls = _tls_context(ca_bundle)
+        super().__init__(pool_maxsize=MAX_KEPT)
 
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self.tls, **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, ssl_context=self.tls, proxy_ssl_context=self.tls, **kwargs)
+
+    def cert_verify(self, *args: Any) -> None:
+        """Leave it to the TLS context, which always verifies."""
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _HTTPSConnection if pool.scheme == 'https' else _HTTPConnection
+        return pool
 
 
-def _no_other_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Leave the request as it is; without an `auth` of ours, requests would send a password from ~/.netrc."""
-    return request
+@functools.cache
+def _kept_connections(process_id: int, ca_bundle: str) -> _Connections:
+    """Return those of this process: over one that was there before a fork, two processes would talk at once."""
+    return _Connections(ca_bundle)
 
 
-# --- The time limit --- #
+@functools.cache
+def _tls_context(ca_bundle: str) -> ssl.SSLContext:
+    context = urllib3.util.create_urllib3_context()  # which demands a certificate, for the host's name
+    if Path(ca_bundle).is_dir():
+        context.load_verify_locations(capath=ca_bundle)
+    else:
+        context.load_verify_locations(cafile=ca_bundle)
+    return context
 
 
-_deadline: ContextVar[float] = ContextVar('_deadline')  # when the call under way has to be over, in monotonic time
+# --- The time limits --- #
+
+
+@dataclass
+class _Call:
+    """What a thread is about: when it has to be over (monotonic time), and what it goes over."""
+
+    deadline: float
+    over_a_kept_connection: bool = False
+
+    def time_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+_call: ContextVar[_Call] = ContextVar('_call')
 
 
 class _TimedStream(io.RawIOBase):
@@ -126,7 +197,7 @@ class _TimedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = _deadline.get() - time.monotonic()
+        left = _call.get().time_left()
         if left <= 0:
             raise TimeoutError('the time for the whole call is over')
         self._socket.settimeout(left)
@@ -145,21 +216,19 @@ class _TimedResponse(http.client.HTTPResponse):
 
 class _HTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _TimedResponse
+    _good_until = math.inf
+
+    def getresponse(self) -> Any:
+        self._good_until = time.monotonic() + MAX_IDLE
+        return super().getresponse()
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether a kept connection can be used; urllib3 asks before it does, and else makes a new one."""
+        good = super().is_connected and time.monotonic() < self._good_until
+        _call.get().over_a_kept_connection = good
+        return good
 
 
-class _HTTPSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _TimedResponse
-
-
-class _Adapter(HTTPAdapter):
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        # Talk on this machine stays there. (To say so with `no_proxy`, requests would change the environment of all
-        # threads for a moment.)
-        if is_loopback(urlsplit(str(request.url)).hostname):
-            kwargs['proxies'] = None
-        return super().send(request, *args, **kwargs)
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _HTTPSConnection if pool.scheme == 'https' else _HTTPConnection
-        return pool
+class _HTTPSConnection(_HTTPConnection, urllib3.connection.HTTPSConnection):
+    pass

@@ -8,12 +8,16 @@ import logging
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from servers import listening
+import requests
+from servers import environment, listening
 
 import http_client
 
@@ -108,7 +112,7 @@ def test_each_read_has_the_time_that_is_left(monkeypatch):
 
     now = [100.0]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
-    http_client._deadline.set(114.0)
+    http_client._call.set(http_client._Call(114.0))
     stream = http_client._TimedStream(Socket(), io.BytesIO(b'abcdef'))
     for now[0] in (100.0, 103.0, 113.5):
         assert stream.readinto(bytearray(1)) == 1
@@ -215,3 +219,215 @@ def test_elsewhere_the_proxy_of_the_environment_is_asked(monkeypatch):
     monkeypatch.setenv('NO_PROXY', '')
     with pytest.raises(ConnectionError, match='HTTPS_PROXY'):
         http_client.send('GET', 'https://zendesk.example/')
+
+
+# --- Kept connections --- #
+
+OK = b'HTTP/1.1 200 OK\r\nSet-Cookie: canary=1; Path=/\r\nContent-Length: 2\r\n\r\n{}'
+
+
+class Keeper:
+    """A server that keeps its connections open. For each it notes what it gets over it."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.connections: list[list[str]] = []
+        self.closes_after = 1000  # answers on a connection
+        self.hangs_up_on = lambda head: False
+        self.answer = OK
+        self.tls = tls
+        self.listener = listening()
+        self.address = f'{"https" if tls else "http"}://localhost:{self.listener.getsockname()[1]}/'
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=self.talk, args=self.listener.accept()[:1], daemon=True).start()
+
+    def talk(self, connection: socket.socket) -> None:
+        heads: list[str] = []
+        self.connections.append(heads)
+        with (
+            contextlib.suppress(OSError),
+            connection if self.tls is None else self.tls.wrap_socket(connection, server_side=True) as line,
+        ):
+            for _ in range(self.closes_after):
+                head = b''
+                while not head.endswith(b'grant=x' if b'Content-Length' in head else b'\r\n\r\n'):
+                    piece = line.recv(65536)
+                    if not piece:
+                        return
+                    head += piece
+                heads.append(head.decode())
+                if self.hangs_up_on(heads):
+                    return
+                line.sendall(self.answer)
+
+    @property
+    def got(self) -> list[int]:
+        """How many requests it got over each connection."""
+        return [len(heads) for heads in self.connections]
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    keeper = Keeper()
+    yield keeper
+    keeper.listener.close()
+
+
+@pytest.fixture
+def tls_keeper(tls, authority, monkeypatch, tmp_path) -> Iterator[Keeper]:
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'authority.pem'))
+    keeper = Keeper(tls)
+    yield keeper
+    keeper.listener.close()
+
+
+@pytest.mark.parametrize('server', ['keeper', 'tls_keeper'])
+def test_a_get_goes_over_the_connection_of_the_one_before(server, request):
+    keeper = request.getfixturevalue(server)
+    for _ in range(5):
+        assert http_client.send('GET', keeper.address).body == b'{}'
+    assert keeper.got == [5]
+
+
+def test_threads_share_connections_and_never_one_at_a_time(keeper):
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: http_client.send('GET', keeper.address).body, range(400))
+        assert list(answers) == [b'{}'] * 400
+    assert len(keeper.got) <= 8
+    assert sum(keeper.got) == 400
+
+
+def test_nothing_of_one_user_goes_along_with_another_ones_call(keeper):
+    http_client.send('GET', keeper.address, headers={'Authorization': 'Bearer canary'})
+    http_client.send('GET', keeper.address)
+    [[first, second]] = keeper.connections
+    assert 'canary' in first
+    assert 'canary' not in second
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_no_error(keeper):
+    keeper.closes_after = 1
+    for _ in range(3):
+        assert http_client.send('GET', keeper.address).status == 200
+        time.sleep(0.05)
+    assert keeper.got == [1, 1, 1]
+
+
+def test_a_get_over_a_kept_connection_that_breaks_off_is_sent_again_over_a_new_one(keeper):
+    http_client.send('GET', keeper.address)
+    keeper.hangs_up_on = lambda heads: len(heads) == 2
+    assert http_client.send('GET', keeper.address).status == 200
+    assert keeper.got == [2, 1]
+
+
+def test_a_get_is_sent_again_once(keeper):
+    http_client.send('GET', keeper.address)
+    keeper.hangs_up_on = lambda heads: True
+    with pytest.raises(ConnectionError, match='broke off'):
+        http_client.send('GET', keeper.address)
+    assert keeper.got == [2, 1]
+
+
+def test_a_get_over_a_new_connection_that_breaks_off_is_an_error(keeper):
+    keeper.hangs_up_on = lambda heads: True
+    with pytest.raises(ConnectionError, match='broke off'):
+        http_client.send('GET', keeper.address)
+    assert keeper.got == [1]
+
+
+def test_a_post_goes_over_a_new_connection_and_is_never_sent_again(keeper):
+    for method in ('GET', 'POST', 'DELETE'):
+        http_client.send(method, keeper.address, data={'grant': 'x'})
+    assert keeper.got == [1, 1, 1]
+    keeper.hangs_up_on = lambda heads: True
+    with pytest.raises(ConnectionError, match='broke off'):
+        http_client.send('POST', keeper.address, data={'grant': 'x'})
+    assert keeper.got == [1, 1, 1, 1]
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_ones(keeper, monkeypatch):
+    http_client.send('GET', keeper.address)
+    keeper.answer = OK[:-1]
+    with monkeypatch.context() as patch, pytest.raises(TimeoutError):
+        patch.setattr(http_client, 'CALL_TIMEOUT', 0.2)
+        http_client.send('GET', keeper.address)
+    keeper.answer = OK
+    assert http_client.send('GET', keeper.address).body == b'{}'
+    assert keeper.got == [2, 1]
+
+
+def test_a_connection_with_an_answer_not_read_to_its_end_is_not_used_again(keeper):
+    keeper.answer = OK.replace(b': 2\r', b': 9999999\r') + b'x' * 2 * http_client.MAX_ANSWER
+    with pytest.raises(ConnectionError, match='more than'):
+        http_client.send('GET', keeper.address)
+    keeper.answer = OK
+    assert http_client.send('GET', keeper.address).body == b'{}'
+    assert keeper.got == [1, 1]
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(keeper, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    for now, over_how_many in ((now, 1), (now + http_client.MAX_IDLE - 1, 1), (now + 2 * http_client.MAX_IDLE, 2)):  # noqa: B007, B020
+        http_client.send('GET', keeper.address)
+        assert len(keeper.got) == over_how_many
+
+
+def test_the_time_limit_counts_for_both_times_a_get_is_sent(keeper, monkeypatch):
+    http_client.send('GET', keeper.address)
+    calls = []
+    real_send = requests.adapters.HTTPAdapter.send
+
+    def send(self, request, **kwargs):
+        calls.append(kwargs['timeout'].total)
+        monkeypatch.setattr(time, 'monotonic', lambda: now + 5)
+        return real_send(self, request, **kwargs)
+
+    keeper.hangs_up_on = lambda heads: len(heads) == 2
+    now = time.monotonic()
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', send)
+    http_client.send('GET', keeper.address)
+    assert calls == [14, 9]
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+def test_after_a_fork_each_process_has_connections_of_its_own(keeper):
+    program = """if True:
+        import os, sys, http_client
+        def get():
+            return http_client.send('GET', sys.argv[1]).status
+        get()
+        child = os.fork()
+        statuses = [get() for _ in range(5)]
+        if child:
+            raise SystemExit(statuses != [200] * 5 or os.waitpid(child, 0)[1])
+        os._exit(statuses != [200] * 5)
+    """
+    subprocess.run([sys.executable, '-c', program, keeper.address], env=environment(), check=True, timeout=60)
+    assert sorted(keeper.got) == [5, 6]
+
+
+def test_the_certificates_of_the_authorities_are_read_once(tls_keeper, tmp_path):
+    http_client.send('POST', tls_keeper.address, data={'grant': 'x'})
+    (tmp_path / 'authority.pem').unlink()
+    http_client.send('POST', tls_keeper.address, data={'grant': 'x'})
+    assert tls_keeper.got == [1, 1]
+
+
+def test_the_folder_of_authorities_can_be_named_too(tls, authority, monkeypatch, tmp_path):
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    digest = subprocess.run(
+        ['openssl', 'x509', '-subject_hash', '-noout', '-in', tmp_path / 'authority.pem'],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    (tmp_path / 'authority.pem').rename(tmp_path / f'{digest}.0')
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path))
+    keeper = Keeper(tls)
+    assert http_client.send('GET', keeper.address).status == 200
