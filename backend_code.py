@@ -19,7 +19,9 @@ from loguru import logger
 import zendesk
 from fingerprints import fingerprints
 from problems import Problem
-from users_db import StoreBusy, StoreError, UsersDb
+from settings import current_settings
+from token_store import Store, StoreBusy, StoreError
+from users_db import UsersDb
 
 USERS_DB = 'users.json'
 
@@ -38,7 +40,7 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
         to grant access again.
 
     Raises:
-        zendesk.ZendeskError, users_db.StoreError: the store is as it was.
+        zendesk.ZendeskError, token_store.StoreError: the store is as it was.
     """
     user_id, db = current_user_id(), users_db()
     if user_id is None:
@@ -74,11 +76,11 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
 
 def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
     """Return the tokens of the session's user, or `{'error': 'tokens_not_found'}`."""
-    user_id = current_user_id()
-    tokens = users_db().find(user_id) if user_id else None
+    user_id, db = current_user_id(), users_db()
+    tokens = db.find(user_id) if user_id else None
     if tokens is None:
         return {'error': 'tokens_not_found'}
-    logger.debug('{} holds {}', USERS_DB, fingerprints(tokens))
+    logger.debug('{} holds {}', db, fingerprints(tokens))
     return tokens
 
 
@@ -90,13 +92,13 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
 
     Raises:
         LookupError: nobody is signed in.
-        users_db.StoreError: nothing was changed.
+        token_store.StoreError: nothing was changed.
     """
-    user_id = current_user_id()
+    user_id, db = current_user_id(), users_db()
     if user_id is None:
         raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
-    logger.info('Writing the tokens to {}: {}', USERS_DB, fingerprints(tokens))
-    users_db().save(user_id, {'refresh_token': '', **tokens})
+    logger.info('Writing the tokens to {}: {}', db, fingerprints(tokens))
+    db.save(user_id, {'refresh_token': '', **tokens})
 
 
 def revoke_tokens() -> dict[str, Any]:
@@ -108,7 +110,7 @@ def revoke_tokens() -> dict[str, Any]:
         `{'error': 'tokens_not_found'}` if there were none.
 
     Raises:
-        users_db.StoreError: nothing was done.
+        token_store.StoreError: nothing was done.
     """
     user_id, db = current_user_id(), users_db()
     if user_id is None:
@@ -125,7 +127,7 @@ def revoke_tokens() -> dict[str, Any]:
         tokens = db.remove(user_id)
     if tokens is None:
         return {'error': 'tokens_not_found'}
-    logger.info('Deleted from {}: {}', USERS_DB, fingerprints(tokens))
+    logger.info('Deleted from {}: {}', db, fingerprints(tokens))
     try:
         revoked = _revoke(tokens)
     except Problem as problem:
@@ -167,8 +169,13 @@ def _revoke(tokens: dict[str, Any]) -> bool:
 # --- The seams --- #
 
 
-def users_db() -> UsersDb:
-    """Return the store. A product returns its own: an object with the methods of UsersDb."""
+def users_db() -> Store:
+    """Return the store: users.json or, with DATABASE_URL set, PostgreSQL. A product can return one of its own."""
+    database_url = current_settings().database_url
+    if database_url:
+        from postgresql_db import PostgresqlDb  # which needs requirements-postgresql.txt
+
+        return PostgresqlDb(database_url)
     return UsersDb(USERS_DB)
 
 

@@ -32,9 +32,8 @@ MAX_ANSWER = 1024 * 1024  # bytes
 MAX_KEPT = 64  # connections that wait for the next call, in each process
 MAX_IDLE = 30  # seconds that such a connection is good for: something on the way may have forgotten it then
 
-# urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens. And that there are more
-# calls at a time than connections are kept is nothing to warn of.
-logging.getLogger('urllib3').setLevel(logging.ERROR)
+# urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens.
+logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
 
 
 class Answer(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import secrets
@@ -39,7 +40,10 @@ PRACTICE = {
     'ZENDESK_SUBDOMAIN': 'practice',
     'REDIRECT_URI': f'http://localhost:3000{CALLBACK_PATH}',
     'ZENDESK_BASE_URL': 'http://localhost:3001',
+    'DATABASE_URL': '',  # one that stands in the environment is another program's: the tutorial is about users.json
 }
+
+OPTIONAL = ('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'PROXY_HOPS')
 
 
 class SettingsError(ValueError):
@@ -51,7 +55,9 @@ class Settings:
     """
     What the app needs to know. Secrets stay out of its `repr`.
 
-    `zendesk_url` and `redirect_uri` are absolute URLs; the first has no slash at its end.
+    `zendesk_url` and `redirect_uri` are absolute URLs; the first has no slash at its end. `secret_key_fallbacks` were
+    `secret_key` before. Without a `database_url`, the tokens live in users.json. `proxy_hops` is how many proxies stand
+    between a browser and the app.
     """
 
     client_id: str
@@ -60,6 +66,9 @@ class Settings:
     redirect_uri: str
     practice_mode: bool
     secret_key: str = field(repr=False)
+    secret_key_fallbacks: tuple[str, ...] = field(default=(), repr=False)
+    database_url: str = field(default='', repr=False)
+    proxy_hops: int = 0
 
     @property
     def origin(self) -> str:
@@ -142,7 +151,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     if practice_mode:
         environ = {**environ, **PRACTICE}
 
-    values = {name: environ.get(name, '').strip() for name in (*REQUIRED, 'ZENDESK_BASE_URL', 'SECRET_KEY')}
+    values = {name: environ.get(name, '').strip() for name in (*REQUIRED, *OPTIONAL)}
     problems = [f'  {name} {problem}' for name, value in values.items() if (problem := _problem_of(name, value))]
     if problems:
         raise SettingsError(
@@ -165,6 +174,9 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         redirect_uri=values['REDIRECT_URI'],
         practice_mode=practice_mode,
         secret_key=values['SECRET_KEY'] or _secret_key_from_file(),
+        secret_key_fallbacks=tuple(values['SECRET_KEY_FALLBACKS'].split()),
+        database_url=values['DATABASE_URL'],
+        proxy_hops=int(values['PROXY_HOPS'] or 0),
     )
     if settings.client_id_is_a_number:
         logger.warning(
@@ -188,6 +200,24 @@ def _problem_of(name: str, value: str) -> str | None:
         return _problem_of_url(value, path=CALLBACK_PATH)
     if name == 'ZENDESK_BASE_URL' and value:
         return _problem_of_url(value.rstrip('/'), path='')
+    if name == 'DATABASE_URL' and value:
+        return _problem_of_database_url(value)
+    if name == 'PROXY_HOPS' and not re.fullmatch('[0-9]?', value):
+        return 'is not the number of proxies in front of the app, such as 1'
+    return None
+
+
+def _problem_of_database_url(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ('postgresql', 'postgres') and parts.port != 0 and re.fullmatch('[!-~]+', url)
+    except ValueError:
+        valid = False
+    if not valid:
+        return 'is not the URL of a PostgreSQL database, of the form postgresql://user:password@host/database'
+    missing = [package for package in ('sqlalchemy', 'psycopg') if not importlib.util.find_spec(package)]
+    if missing:
+        return f'needs {" and ".join(missing)}: run pip install -r requirements-postgresql.txt, or unset it'
     return None
 
 

@@ -14,50 +14,24 @@ from filelock import FileLock, Timeout
 from loguru import logger
 
 import private_file
-from problems import Problem
+from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, usable
 
-WRITE_TIMEOUT = 60  # seconds to wait for other writes: whoever gives up loses a pair that Zendesk has just issued
-REFRESH_TIMEOUT = 10  # seconds to wait for another refresh of the same user's tokens
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
 CLOCK_TICK, COARSE_CLOCK_TICK = 0.1, 3  # seconds; changes that are further apart have different times
-GRACE = 24 * 3600  # seconds that a record outlives its refresh token: clocks differ
 
 REMEDY = 'Check the disk, and the permissions of the folder and the file'
-
-Record = dict[str, Any]
-
-
-class StoreError(Problem):
-    """The file can't be read or written; what it holds stays as it is."""
-
-    status = 503
-    title = 'The app cannot reach its stored data'
-    advice = (
-        'Please try again in a moment. If the app asks you for access then, grant it once more. '
-        'Whoever runs the app finds the reason in its log.'
-    )
-
-
-class StoreBusy(StoreError):
-    """Somebody else holds the lock, and does not let go in time."""
-
-    title = 'The app is busy'
-    advice = 'Please try again in a moment. If the app asks you for access then, grant it once more.'
-    retry_after = 10
 
 
 class _NotJson(Exception):
     """The file is not one that the app could have written."""
 
 
-class UsersDb:
+class UsersDb(Store):
     """
-    The records in the JSON file at `path`: user id to record, a record being at least
-    `{'access_token': str, 'refresh_token': str}`.
+    The records in the JSON file at `path`, for all threads and processes of one machine.
 
-    A record goes some time after its `refresh_token_expires_at` (seconds since 1970); without one it stays. An edit by
-    hand counts at once. Those that write hold a lock from the reading to the writing, so that nobody's record is lost
-    between two writers. A file that is no store is set aside, under another name. All methods raise StoreError.
+    An edit by hand counts at once. Those that write hold a lock from the reading to the writing, so that nobody's
+    record is lost between two writers. A file that is no store is set aside, under another name.
     """
 
     _last_read: tuple[tuple[int, ...], dict[str, Any]] = (), {}  # a version of a file, and what it held
@@ -65,10 +39,12 @@ class UsersDb:
     def __init__(self, path: str) -> None:
         self.path = path
 
+    def __str__(self) -> str:
+        return self.path
+
     def find(self, user_id: str) -> Record | None:
-        """Return the user's record, or None where there is none that could be used."""
         stored = self._current().get(user_id)
-        record = _usable(stored)
+        record = usable(stored)
         if record is None and stored is not None:
             logger.warning(
                 "A record in {} lacks a token, so it counts as none. Mend it before the user's next grant", self.path
@@ -83,7 +59,7 @@ class UsersDb:
                 pass
         with self._changing() as records:
             now = time.time()
-            dead = [user_id for user_id, record in records.items() if _is_dead(record, now)]
+            dead = [user_id for user_id, record in records.items() if (dies_at(record) or now) < now]
             if dead:
                 logger.info('Dropping the records of {} users: their refresh tokens died long ago', len(dead))
             for dead_id in dead:
@@ -91,18 +67,12 @@ class UsersDb:
             records[user_id] = record
 
     def remove(self, user_id: str) -> Record | None:
-        """Remove the user's record, and return it if it could have been used."""
         with self._changing() as records:
-            return _usable(records.pop(user_id, None))
+            return usable(records.pop(user_id, None))
 
     def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
-        """
-        Set the record (None removes it) if the one in the file still has this refresh token; return what is there then.
-
-        Whatever came in between stays: a removed grant does not come back, and a newer one is not overwritten.
-        """
         with self._changing() as records:
-            stored = _usable(records.get(user_id))
+            stored = usable(records.get(user_id))
             if stored is None or stored['refresh_token'] != refresh_token:
                 return stored
             if record is None:
@@ -112,28 +82,19 @@ class UsersDb:
             return record
 
     def rehearse(self) -> None:
-        """Fail if the file could not be written: better now than when Zendesk has deleted the old tokens."""
+        """Fail if the file could not be written, with some more in it."""
         with _or_store_error(f"{self.path} can't be written"):
             private_file.rehearse(self.path)
 
     @contextlib.contextmanager
     def refreshing(self, user_id: str) -> Iterator[None]:
-        """
-        Let one refresh of this user's tokens happen at a time, over all threads and processes on this machine.
-
-        The system gives the lock back when its holder dies.
-        """
+        """Hold a lock file of this user's own. The system gives the lock back when its holder dies."""
         path = f'{self.path}.{hashlib.sha256(user_id.encode()).hexdigest()[:32]}.lock'
         with _locked(path, REFRESH_TIMEOUT, unlink=True):
             yield
 
     def first_use(self, key: str, seconds: int) -> bool:
-        """
-        Tell whether nobody has called this with the same key in the last `seconds`.
-
-        A marker file that can be created only once is what all threads and processes agree on. `key` is part of its
-        name, so it must be a safe one, and not a secret.
-        """
+        """Make a marker file, which can be created only once: that is what all threads and processes agree on."""
         folder = Path(f'{self.path}.used')
         with _or_store_error(f"{folder} can't be written"):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -246,14 +207,3 @@ def _locked(path: str, timeout: float, unlink: bool = False) -> Iterator[None]:
             with contextlib.suppress(OSError):  # Windows does not unlink an open file
                 Path(path).unlink()
         lock.release()
-
-
-def _usable(record: Any) -> Record | None:
-    """Return the record if it is one: somebody may have edited it by hand."""
-    tokens = ('access_token', 'refresh_token')
-    return record if isinstance(record, dict) and all(isinstance(record.get(name), str) for name in tokens) else None
-
-
-def _is_dead(record: Any, now: float) -> bool:
-    expires_at = record.get('refresh_token_expires_at') if isinstance(record, dict) else None
-    return type(expires_at) is int and expires_at + GRACE < now

@@ -28,7 +28,7 @@ from flask import session
 
 import backend_code
 import zendesk as zendesk_module
-from users_db import StoreError
+from token_store import StoreError
 
 REFUSED = {'error': 'invalid_refresh_token'}
 

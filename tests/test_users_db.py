@@ -17,7 +17,8 @@ import pytest
 from servers import environment
 
 import users_db
-from users_db import StoreBusy, StoreError, UsersDb
+from token_store import StoreBusy, StoreError
+from users_db import UsersDb
 
 PAIR = {'access_token': 'a', 'refresh_token': 'r'}
 NEW = {'access_token': 'a2', 'refresh_token': 'r2'}
