@@ -39,9 +39,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, usable
+from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, found, usable
 
 MAX_CONNECTIONS = 5  # of each process; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
@@ -101,7 +101,7 @@ class PostgresqlDb(Store):
         return TOKENS.name
 
     def find(self, user_id: str) -> Record | None:
-        return usable(self._do(lambda db: _stored(db, user_id)))
+        return found(self._do(lambda db: _stored(db, user_id)), self)
 
     def save(self, user_id: str, record: Record) -> None:
         new = {'user_id': user_id, 'record': record, 'dies_at': dies_at(record)}
@@ -213,7 +213,7 @@ class PostgresqlDb(Store):
                 self._make_tables()
             elif isinstance(problem, DBAPIError) and problem.connection_invalidated and not broken:
                 broken = True
-            elif time.monotonic() < deadline:
+            elif time.monotonic() < deadline and _may_pass(problem):
                 time.sleep(0.2)
             else:
                 raise StoreError(f"{self} in the database can't be used: {_cause(problem)}. {REMEDY}") from problem
@@ -261,6 +261,11 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
 
 def _is_missing_table(problem: SQLAlchemyError) -> bool:
     return isinstance(problem, DBAPIError) and getattr(problem.orig, 'sqlstate', None) == '42P01'
+
+
+def _may_pass(problem: SQLAlchemyError) -> bool:
+    """Tell whether it is a matter of connections and not of the statement."""
+    return not isinstance(problem, DBAPIError) or isinstance(problem, (InterfaceError, OperationalError))
 
 
 def _cause(problem: SQLAlchemyError) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from loguru import logger
+
 from problems import Problem
 
 REFRESH_TIMEOUT = 10  # seconds to wait for another refresh of the same user's tokens
@@ -80,6 +82,16 @@ def usable(record: Any) -> Record | None:
     """Return the record if it is one: somebody may have edited it by hand."""
     tokens = ('access_token', 'refresh_token')
     return record if isinstance(record, dict) and all(isinstance(record.get(name), str) for name in tokens) else None
+
+
+def found(stored: Any, store: Store) -> Record | None:
+    """Return what was looked up if it is a record; else say so in the log, if there was something."""
+    record = usable(stored)
+    if record is None and stored is not None:
+        logger.warning(
+            "A record in {} lacks a token, so it counts as none. Mend it before the user's next grant", store
+        )
+    return record
 
 
 def dies_at(record: Any) -> int | None:

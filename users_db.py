@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from loguru import logger
 
 import private_file
-from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, usable
+from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, found, usable
 
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
 CLOCK_TICK, COARSE_CLOCK_TICK = 0.1, 3  # seconds; changes that are further apart have different times
@@ -43,12 +43,7 @@ class UsersDb(Store):
         return self.path
 
     def find(self, user_id: str) -> Record | None:
-        stored = self._current().get(user_id)
-        record = usable(stored)
-        if record is None and stored is not None:
-            logger.warning(
-                "A record in {} lacks a token, so it counts as none. Mend it before the user's next grant", self.path
-            )
+        record = found(self._current().get(user_id), self)
         return None if record is None else dict(record)
 
     def save(self, user_id: str, record: Record) -> None:

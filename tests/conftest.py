@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +20,24 @@ os.environ.update(
     REDIRECT_URI='http://localhost:3000/zendesk/oauth/callback',
     SECRET_KEY='canary-secret-key-canary-secret-key',
     ZENDESK_BASE_URL='',
+    SECRET_KEY_FALLBACKS='',
+    DATABASE_URL='',
+    PROXY_HOPS='',
 )
 
 import pytest
 import responses
 from flask.testing import FlaskClient
+from postgresql import Postgresql, programs
 from responses.matchers import header_matcher
 from servers import Processes, free_port, port_of
 
 import app as app_module
+import backend_code
+import settings as settings_module
 import zendesk_simulator
+from token_store import Store, dies_at
+from users_db import UsersDb
 
 ZENDESK = 'https://mondocam.zendesk.com'
 TOKEN_ENDPOINT = f'{ZENDESK}/oauth/tokens'
@@ -164,15 +174,68 @@ def log():
     app_module.logger.remove(handler)
 
 
+# --- The two stores --- #
+
+
+@pytest.fixture(scope='session')
+def postgresql_server() -> Iterator[Postgresql]:
+    """A PostgreSQL server; what it holds need not survive a crash of the machine."""
+    for package in ('sqlalchemy', 'psycopg'):
+        pytest.importorskip(package, reason=f'{package} is not installed: pip install -r requirements-postgresql.txt')
+    if programs() is None:
+        pytest.skip('PostgreSQL is not installed: on Debian, apt install postgresql')
+    server = Postgresql(fsync='off')
+    yield server
+    from postgresql_db import PostgresqlDb
+
+    PostgresqlDb(server.url)._engine.dispose()
+    server.remove()
+
+
 @pytest.fixture
-def full_disk(monkeypatch):
-    """No file can be written any more."""
+def postgresql(postgresql_server) -> Postgresql:
+    """The server, running, with an empty database."""
+    if postgresql_server.process.poll() is not None:
+        postgresql_server.start()
+    postgresql_server.sql('DROP SCHEMA public CASCADE', 'CREATE SCHEMA public')
+    return postgresql_server
+
+
+@pytest.fixture(params=['users.json', pytest.param('PostgreSQL', marks=pytest.mark.postgresql)])
+def db(request, tmp_path, monkeypatch) -> Store:
+    """Each of the two stores, empty, as the one that the app uses."""
+    monkeypatch.chdir(tmp_path)
+    if request.param == 'PostgreSQL':
+        url = request.getfixturevalue('postgresql').url
+        with_url = dataclasses.replace(settings_module.current_settings(), database_url=url)
+        monkeypatch.setattr(settings_module, '_current', with_url)
+    return backend_code.users_db()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Nobody waits for long where somebody else refreshes the tokens."""
+    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+    if 'postgresql_db' in sys.modules:
+        monkeypatch.setattr('postgresql_db.REFRESH_TIMEOUT', 0.1)
+
+
+@pytest.fixture
+def full_disk(request, monkeypatch) -> Iterator[None]:
+    """Nothing can be written any more."""
 
     def no_space(*args):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('private_file.write', no_space)
     monkeypatch.setattr('private_file.rehearse', no_space)
+    if not settings_module.current_settings().database_url:
+        yield
+        return
+    server = request.getfixturevalue('postgresql')
+    server.set(default_transaction_read_only='on')
+    yield
+    server.set(default_transaction_read_only='off')
 
 
 # --- Real processes --- #
@@ -236,12 +299,17 @@ def tls(authority) -> ssl.SSLContext:
 
 
 def records() -> dict:
-    """What users.json holds."""
-    return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
+    """What the store holds."""
+    db = backend_code.users_db()
+    if isinstance(db, UsersDb):
+        return json.loads(Path(db.path).read_text()) if Path(db.path).exists() else {}
+    from postgresql_db import TOKENS
+
+    return {row.user_id: row.record for row in db._do(lambda connection: connection.execute(TOKENS.select()).all())}
 
 
 def stored() -> dict[str, dict[str, str]]:
-    """Who holds which tokens, according to users.json."""
+    """Who holds which tokens, according to the store."""
     return {user_id: tokens(record) for user_id, record in records().items()}
 
 
@@ -250,7 +318,15 @@ def tokens(record: dict) -> dict[str, str]:
 
 
 def store(**records) -> None:
-    Path('users.json').write_text(json.dumps(records))
+    """Let the store hold this, and nothing else, as somebody might have edited it."""
+    db = backend_code.users_db()
+    if isinstance(db, UsersDb):
+        Path(db.path).write_text(json.dumps(records))
+        return
+    from postgresql_db import TOKENS
+
+    rows = [{'user_id': user_id, 'record': record, 'dies_at': dies_at(record)} for user_id, record in records.items()]
+    db._do(lambda connection: (connection.execute(TOKENS.delete()), rows and connection.execute(TOKENS.insert(), rows)))
 
 
 def bearer(token: str):

@@ -37,17 +37,31 @@ class Postgresql:
         if self.user:
             shutil.chown(self.folder, 'postgres')
             shutil.chown(password, 'postgres')
-        self.options = [
-            '-D', str(self.folder / 'data'), '-p', str(self.port), '-c', 'listen_addresses=127.0.0.1',
-            '-c', 'unix_socket_directories=', *(word for name, value in options.items() for word in ('-c', f'{name}={value}')),
-        ]  # fmt: skip
-        self.run('initdb', '-D', str(self.folder / 'data'), '-U', 'app', '-A', 'scram-sha-256', f'--pwfile={password}',
-                 '-E', 'UTF8', '--no-locale', '--no-sync')  # fmt: skip
+        data = ('-D', str(self.folder / 'data'))
+        options = {'listen_addresses': '127.0.0.1', 'unix_socket_directories': '', **options}
+        self.arguments = [*data, '-p', str(self.port), *(f'--{name}={value}' for name, value in options.items())]
+        login = ('-U', 'app', '-A', 'scram-sha-256', f'--pwfile={password}')
+        self.run('initdb', *data, *login, '-E', 'UTF8', '--no-locale', '--no-sync')
         self.start()
 
     @property
     def url(self) -> str:
         return f'postgresql://app:{PASSWORD}@127.0.0.1:{self.port}/postgres'
+
+    def sql(self, *statements: str) -> list:
+        """Run the statements as somebody else than the app, and return the rows of the last one."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                result = connection.execute(statement)
+            return result.fetchall() if result.description else []
+
+    def set(self, **options: str) -> None:
+        """Change settings while it runs."""
+        for name, value in options.items():
+            self.sql(f"ALTER SYSTEM SET {name} = '{value}'", 'SELECT pg_reload_conf()')
+            wait_until(lambda name=name, value=value: self.sql(f'SHOW {name}') == [(value,)])
 
     def run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -57,7 +71,7 @@ class Postgresql:
     def start(self) -> None:
         with self.output.open('ab') as output:
             self.process = subprocess.Popen(
-                [programs() / 'postgres', *self.options],
+                [programs() / 'postgres', *self.arguments],
                 cwd=self.folder,
                 stdout=output,
                 stderr=output,

@@ -21,6 +21,8 @@ from urllib.parse import urljoin
 
 import requests
 
+from settings import OPTIONAL
+
 PROJECT = Path(__file__).parent.parent
 SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
 
@@ -192,7 +194,7 @@ def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Re
 
 def environment(**variables: str) -> dict[str, str]:
     """Return the environment of a process that finds the project's modules, and no settings but these."""
-    unset = (*SETTINGS, 'ZENDESK_BASE_URL', 'SECRET_KEY')
+    unset = (*SETTINGS, *OPTIONAL)
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
 

@@ -26,14 +26,14 @@ from conftest import (
 from servers import ADMIN, Processes, Visitor, profiles, wait_until
 
 import app as app_module
+import backend_code
 import security
-from users_db import UsersDb
 
 REVOKED, NOT_CONFIRMED, NO_TOKENS = 'Zendesk has revoked them, too', 'Zendesk did not confirm', 'has no tokens of yours'
 
 
 @pytest.fixture
-def alice(browser, zendesk):
+def alice(db, browser, zendesk):
     """Alice, whose profile page is open; its call to Zendesk has been answered."""
     browser.sign_in('alice')
     store(alice=PAIR, bob=OTHER)
@@ -79,7 +79,7 @@ def test_it_revokes_at_zendesk_checks_it_and_deletes_the_tokens_here(alice, zend
     assert [calls_to(zendesk, url) for url in (REVOKE, SHOW_SELF, TOKEN_ENDPOINT)] == [1, 2, 1]
     story = [
         'Disconnecting',
-        'Deleted from users.json',
+        f'Deleted from {backend_code.users_db()}',
         'Asking Zendesk to revoke',
         'Checking',
         'accepts neither',
@@ -198,29 +198,26 @@ def test_a_refresh_that_fails_is_no_confirmation(alice, zendesk):
     assert stored() == {'bob': OTHER}
 
 
-def test_a_refresh_under_way_that_takes_too_long_does_not_keep_the_tokens_here(alice, zendesk, monkeypatch):
-    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+def test_a_refresh_under_way_that_takes_too_long_does_not_keep_the_tokens_here(alice, zendesk, impatient):
     zendesk.delete(REVOKE, status=401)
-    with UsersDb('users.json').refreshing('alice'):
+    with backend_code.users_db().refreshing('alice'):
         assert NOT_CONFIRMED in disconnected(alice)
     assert stored() == {'bob': OTHER}
 
 
-def test_with_a_refresh_under_way_nothing_is_certain(alice, zendesk, monkeypatch, log):
+def test_with_a_refresh_under_way_nothing_is_certain(alice, zendesk, impatient, log):
     """Whatever Zendesk says of these tokens: others may be on their way."""
-    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
     zendesk.delete(REVOKE, status=204)
     refuse(zendesk, PAIR)
-    with UsersDb('users.json').refreshing('alice'):
+    with backend_code.users_db().refreshing('alice'):
         assert NOT_CONFIRMED in disconnected(alice)
     assert any('A refresh is under way' in line for line in log)
 
 
-def test_nobody_waits_while_zendesk_is_asked(alice, zendesk, monkeypatch):
-    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+def test_nobody_waits_while_zendesk_is_asked(alice, zendesk, impatient):
 
     def answer(request):
-        with UsersDb('users.json').refreshing('alice'):
+        with backend_code.users_db().refreshing('alice'):
             return 204, {}, ''
 
     zendesk.add_callback('DELETE', REVOKE, answer)
