@@ -2,8 +2,8 @@
 The tokens in PostgreSQL: for more visits than one machine can serve, or more users than a file is good for.
 
 Each method is one statement, or several that may as well happen one by one, so no transaction is ever left open. Where
-a connection breaks, the statement is sent again over a new one. All of them may happen twice: the second time changes
-nothing, or finds done what it was to do.
+a connection breaks, nobody can tell whether the statement has arrived, and it is sent again over a new one: the second
+time changes nothing, or finds done what it was to do.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy
 MAX_CONNECTIONS = 5  # of each process; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
 STATEMENT_TIMEOUT = 5  # seconds
+
+PATIENCE = 1  # seconds to try again where a connection breaks: a restart need not cost anybody a page
+TRY_AGAIN = 0.05  # seconds between two tries
 
 LEASE = 5  # seconds that the lock for a refresh outlives the last sign of life of its holder
 SIGN_OF_LIFE = 1  # seconds between two of them
@@ -193,28 +196,26 @@ class PostgresqlDb(Store):
             with contextlib.suppress(StoreError):  # the next one may come through
                 self._do(lambda db: db.execute(longer))
 
-    def _do(self, work: Callable[[Connection], T], patience: float = 0) -> T:
+    def _do(self, work: Callable[[Connection], T], patience: float = PATIENCE) -> T:
         """
-        Let `work` talk to the database; again if a connection breaks, and, with `patience`, for so many seconds.
+        Let `work` talk to the database; again for `patience` seconds where it is a matter of connections.
 
         Raises:
             StoreError: the database is away, or refuses.
         """
         deadline = time.monotonic() + patience
-        broken = missing = False
+        tables_missed = False
         while True:
             try:
                 with self._engine.connect() as db:
                     return work(db)
             except SQLAlchemyError as error:
                 problem = error
-            if _is_missing_table(problem) and not missing:
-                missing = True
+            if _is_missing_table(problem) and not tables_missed:
+                tables_missed = True
                 self._make_tables()
-            elif isinstance(problem, DBAPIError) and problem.connection_invalidated and not broken:
-                broken = True
-            elif time.monotonic() < deadline and _may_pass(problem):
-                time.sleep(0.2)
+            elif _may_pass(problem) and time.monotonic() < deadline:
+                time.sleep(TRY_AGAIN)
             else:
                 raise StoreError(f"{self} in the database can't be used: {_cause(problem)}. {REMEDY}") from problem
 

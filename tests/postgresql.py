@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from servers import free_port, listens, wait_until
+from servers import free_port, wait_until
 
 PASSWORD = 'canary-database-password'
 
@@ -78,7 +78,15 @@ class Postgresql:
                 start_new_session=True,
                 **self.user,
             )
-        wait_until(lambda: listens(self.port) and b'ready to accept' in self.output.read_bytes())
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        import psycopg
+
+        try:
+            return bool(self.sql('SELECT 1'))
+        except psycopg.OperationalError:
+            return False
 
     def stop(self) -> None:
         """End it at once, as on a machine that fails, but for what it has in shared memory."""
