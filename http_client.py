@@ -63,30 +63,33 @@ def send(
     """
     call = _Call(deadline=time.monotonic() + CALL_TIMEOUT)
     _call.set(call)
-    # Not by a session of requests: it would take cookies from one user to the next, and send a password from ~/.netrc.
-    request = requests.Request(method, url, {**requests.utils.default_headers(), **(headers or {})}, data=data)
     if method == 'GET':
         try:
-            return _exchange(request, kept=True)
+            return _exchange(method, url, headers, data, kept=True)
         except ConnectionError:
             if not call.over_a_kept_connection:
                 raise
-    return _exchange(request, kept=False)
+    return _exchange(method, url, headers, data, kept=False)
 
 
-def _exchange(request: requests.Request, kept: bool) -> Answer:
+def _exchange(
+    method: str, url: str, headers: Mapping[str, str] | None, data: Mapping[str, Any] | None, kept: bool
+) -> Answer:
     """Send the request over a kept connection or a new one, and read the answer, or fail in one of two ways."""
     body = bytearray()
     try:
         with contextlib.ExitStack() as stack:
-            prepared = request.prepare()
-            proxies, ca_bundle = _environment(*urlsplit(str(prepared.url))[:2])
+            request = _prepared(method, url).copy()
+            request.headers.update(headers or {})
+            if data is not None:
+                request.prepare_body(data, None)
+            proxies, ca_bundle = _environment(*urlsplit(url)[:2])
             if kept:
                 connections = _kept_connections(os.getpid(), ca_bundle)
             else:
                 connections = stack.enter_context(contextlib.closing(_Connections(ca_bundle)))
             timeout: Any = urllib3.Timeout(connect=CONNECT_TIMEOUT, total=_call.get().time_left())
-            response = stack.enter_context(connections.send(prepared, stream=True, timeout=timeout, proxies=proxies))
+            response = stack.enter_context(connections.send(request, stream=True, timeout=timeout, proxies=proxies))
             for chunk in response.raw.stream(64 * 1024, decode_content=True):
                 body += chunk
                 if len(body) > MAX_ANSWER:
@@ -111,6 +114,17 @@ def _exchange(request: requests.Request, kept: bool) -> Answer:
 
 
 @functools.cache
+def _prepared(method: str, url: str) -> requests.PreparedRequest:
+    """
+    Return a request to be copied. To prepare one anew takes as long as to send it.
+
+    It is not a session that prepares it: that would take cookies from one user to the next, and send a password from
+    ~/.netrc.
+    """
+    return requests.Request(method, url, requests.utils.default_headers()).prepare()
+
+
+@functools.cache
 def _environment(scheme: str, host: str) -> tuple[Any, str]:
     """Return which proxies lead to the host, and where the authorities stand whose certificates are trusted."""
     # Talk on this machine stays there. (`no_proxy` would have requests change the environment of all threads.)
@@ -130,22 +144,26 @@ class _Connections(HTTPAdapter):
     """
 
     def __init__(self, ca_bundle: str) -> None:
-        self.tls = _tls_context(ca_bundle)
+        self._tls = _tls_context(ca_bundle)
+        self._pools: dict[tuple[str, str], Any] = {}
         super().__init__(pool_maxsize=MAX_KEPT)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self.tls, **kwargs)
+        super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, ssl_context=self.tls, proxy_ssl_context=self.tls, **kwargs)
+        return super().proxy_manager_for(proxy, ssl_context=self._tls, proxy_ssl_context=self._tls, **kwargs)
 
     def cert_verify(self, *args: Any) -> None:
         """Leave it to the TLS context, which always verifies."""
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _HTTPSConnection if pool.scheme == 'https' else _HTTPConnection
-        return pool
+    def get_connection_with_tls_context(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        origin = urlsplit(str(request.url))[:2]
+        if origin not in self._pools:
+            pool: Any = super().get_connection_with_tls_context(request, *args, **kwargs)
+            pool.ConnectionCls = _HTTPSConnection if pool.scheme == 'https' else _HTTPConnection
+            self._pools[origin] = pool
+        return self._pools[origin]
 
 
 @functools.cache

@@ -1,0 +1,256 @@
+"""
+What the benchmarks run: the stand-in for Zendesk, and the servers that are compared, each in a folder of its own.
+
+Everything lives in a temporary folder and on free ports of this machine, with an environment of its own, and is gone at
+the end, whatever the end is. What a process has used is read from /proc, so this needs Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import certifi
+from flask import Flask
+from flask.sessions import SecureCookieSessionInterface
+from zendesk_stand_in import AUTHORITY, ONCE, TOKEN_LENGTH
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent
+SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
+THREADS = 8
+
+VISITORS = [f'user-{number:032x}' for number in range(8)]
+EXPIRING = f'user-{8:032x}'  # whose access tokens are good for one call each
+FEWEST_USERS = len(VISITORS) + 1
+
+
+class Processes:
+    """The processes that run, each in a session of its own: Ctrl+C reaches the benchmark alone, which ends them."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, folder: Path, port: int, *command: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a Python program in the folder, and wait until it listens on the port."""
+        with (folder / 'output.txt').open('ab') as output:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, *command],
+                cwd=folder,
+                env=environment(folder, **variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.running.append(process)
+        wait_until(lambda: process.poll() is not None or listens(port))
+        if process.poll() is not None:
+            raise RuntimeError(f'{" ".join(command)} has ended by itself')
+        return process
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):  # all its processes have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.running.remove(process)
+
+    def stop_all(self) -> None:
+        for process in list(self.running):
+            self.stop(process)
+
+
+class StandIn:
+    """The stand-in for Zendesk, and how to reach it: `variables` are those of a server that calls it."""
+
+    def __init__(self, processes: Processes, folder: Path, all_authorities: bool) -> None:
+        port = free_port()
+        self.process = processes.start(folder, port, str(HERE / 'zendesk_stand_in.py'), str(port), str(folder))
+        authority = folder / AUTHORITY
+        if all_authorities:
+            authority.write_text(authority.read_text() + Path(certifi.where()).read_text())
+        self.variables = {'ZENDESK_BASE_URL': f'https://localhost:{port}', 'REQUESTS_CA_BUNDLE': str(authority)}
+        context = ssl.create_default_context(cafile=authority)
+        self._connection = http.client.HTTPSConnection('localhost', port, timeout=60, context=context)
+
+    def counts(self) -> Counter[str]:
+        """Return what has come since the start; over one connection, so that asking changes nothing."""
+        self._connection.request('GET', '/counts')
+        return Counter(json.load(self._connection.getresponse()))
+
+
+@dataclass
+class Server:
+    """gunicorn with one worker; what is measured of it is the worker."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    worker: int
+    cookie_name: str
+
+    def cookie(self, user_id: str) -> str:
+        """Return the cookie of a browser in which this user is signed in."""
+        flask = Flask('benchmark')
+        flask.secret_key = SECRET_KEY
+        serializer = SecureCookieSessionInterface().get_signing_serializer(flask)
+        return f'{self.cookie_name}={serializer.dumps({"user_id": user_id})}' if serializer else ''
+
+    def memory(self) -> tuple[float, float]:
+        """Return what the worker has in memory, and the most it ever had, in MiB; what it shares with others counts."""
+        status = dict(line.split(':', 1) for line in Path(f'/proc/{self.worker}/status').read_text().splitlines())
+        now, most = (int(status[name].split()[0]) / 1024 for name in ('VmRSS', 'VmHWM'))
+        return now, most
+
+
+class Bench:
+    """The stand-in, and how to start each server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes = Processes()
+        for name in ('zendesk', 'floor', 'tutorial', 'app'):
+            (folder / name).mkdir()
+        for name in ('floor', 'tutorial_way'):
+            shutil.copy(HERE / f'{name}.py', folder / name.split('_')[0])
+        for path in PROJECT.glob('*.py'):
+            shutil.copy(path, folder / 'app')
+        for name in ('templates', 'static'):
+            shutil.copytree(PROJECT / name, folder / 'app' / name)
+
+    def start_stand_in(self, all_authorities: bool) -> None:
+        self.stand_in = StandIn(self.processes, self.folder / 'zendesk', all_authorities)
+
+    def start_floor(self) -> Server:
+        return self._start('floor', 'floor', 'floor:app', ACCESS_TOKEN=secrets.token_hex(TOKEN_LENGTH // 2))
+
+    def start_tutorial_way(self) -> Server:
+        return self._start("the tutorial's way", 'tutorial', 'tutorial_way:app')
+
+    def start_app(self, **variables: str) -> Server:
+        return self._start('this app', 'app', 'app:app', 'zendesk_oauth_session', **variables)
+
+    def stop(self, server: Server) -> None:
+        self.processes.stop(server.process)
+
+    def settings(self, port: int) -> dict[str, str]:
+        """Return the settings of a server on this port."""
+        return {
+            'ZENDESK_CLIENT_ID': 'benchmark',
+            'ZENDESK_CLIENT_SECRET': 'benchmark_secret',
+            'ZENDESK_SUBDOMAIN': 'benchmark',
+            'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback',
+            'SECRET_KEY': SECRET_KEY,
+            **self.stand_in.variables,
+        }
+
+    def _start(self, name: str, folder: str, app: str, cookie_name: str = 'session', **variables: str) -> Server:
+        port = free_port()
+        process = self.processes.start(
+            self.folder / folder,
+            port,
+            *('-m', 'gunicorn', '-w', '1', '--threads', str(THREADS), '-b', f'127.0.0.1:{port}', app),
+            **self.settings(port),
+            **variables,
+        )
+        wait_until(lambda: bool(children(process.pid)))
+        [worker] = children(process.pid)
+        return Server(name, port, process, worker, cookie_name)
+
+
+@contextlib.contextmanager
+def bench(all_authorities: bool = False) -> Iterator[Bench]:
+    """
+    Lend a bench with its stand-in; afterwards no process is left, and no file.
+
+    With `all_authorities`, the servers trust those that requests trusts by default, too.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for one in signals:
+        signal.signal(one, lambda *_: sys.exit('Interrupted'))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Bench(Path(folder))
+        try:
+            made.start_stand_in(all_authorities)
+            yield made
+        except Exception:
+            for output in Path(folder).glob('*/output.txt'):
+                print(f'--- {output.parent.name}', *output.read_text().splitlines()[-20:], sep='\n', file=sys.stderr)
+            raise
+        finally:
+            for one in signals:
+                signal.signal(one, signal.SIG_IGN)  # a second Ctrl+C would leave the rest running
+            made.processes.stop_all()
+
+
+def write_users(folder: Path, number: int) -> None:
+    """Write a users.json that holds so many users, in the form in which the app and the tutorial write it."""
+    in_a_week = int(time.time()) + 7 * 24 * 3600
+
+    def token(user_id: str) -> str:
+        prefix = ONCE if user_id == EXPIRING else ''
+        return (prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH]
+
+    user_ids = [*VISITORS, EXPIRING, *(f'user-{secrets.token_hex(16)}' for _ in range(number - FEWEST_USERS))]
+    users = {
+        user_id: {
+            'access_token': token(user_id),
+            'refresh_token': token(user_id),
+            'refresh_token_expires_at': in_a_week,
+        }
+        for user_id in user_ids
+    }
+    (folder / 'users.json').write_text(json.dumps(users, sort_keys=True, indent=2) + '\n')
+    time.sleep(0.5)  # the app keeps what it has read once the file has been left alone for a moment
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """Return the environment of a process at home in its folder: no developer's settings or passwords have a say."""
+    return {'PATH': os.environ['PATH'], 'LANG': 'C.UTF-8', 'HOME': str(folder), **variables}
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the processor time that a process has used so far, in the kernel and outside."""
+    fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f'/proc/{process}/task/{process}/children').read_text().split()]
+
+
+def free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(('127.0.0.1', port)) == 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError('Not within a minute')
+        time.sleep(0.02)

@@ -1,0 +1,204 @@
+"""
+A stand-in for Zendesk that costs next to nothing, so that a benchmark measures who calls it.
+
+    python zendesk_stand_in.py PORT FOLDER
+
+It speaks TLS, as localhost, and puts the certificate of its authority into the folder. One thread serves all
+connections, and parses no more than it needs: with asyncio, each answer would cost half as much again.
+
+Two words in a token tell how it behaves. An access token that begins with `once-` is good for one call, and then
+expired; a refresh token that begins so is traded for a pair that begins so, too. Any refresh token is good for one
+trade. GET /counts tells what has come so far: `gets`, `posts` and `connections`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import selectors
+import socket
+import ssl
+import sys
+from collections import Counter
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import trustme
+
+AUTHORITY = 'authority.pem'
+NAME, ROLE = 'Amara Okafor', 'agent'
+ONCE = 'once-'
+TOKEN_LENGTH = 64
+
+# As long as Zendesk's: https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
+USER = {
+    'id': 35436,
+    'url': 'https://localhost/api/v2/users/35436.json',
+    'name': NAME,
+    'email': 'amara.okafor@example.com',
+    'created_at': '2023-07-20T22:55:29Z',
+    'updated_at': '2026-05-05T10:38:52Z',
+    'time_zone': 'Copenhagen',
+    'iana_time_zone': 'Europe/Copenhagen',
+    'phone': '+45 5555 0134',
+    'shared_phone_number': False,
+    'photo': {
+        'url': 'https://localhost/api/v2/attachments/928374.json',
+        'id': 928374,
+        'file_name': 'amara.png',
+        'content_url': 'https://localhost/system/photos/9283/7400/amara.png',
+        'mapped_content_url': 'https://localhost/system/photos/9283/7400/amara.png',
+        'content_type': 'image/png',
+        'size': 15132,
+        'width': 80,
+        'height': 80,
+        'inline': False,
+        'deleted': False,
+        'thumbnails': [],
+    },
+    'locale_id': 1,
+    'locale': 'en-US',
+    'organization_id': 57542,
+    'role': ROLE,
+    'verified': True,
+    'external_id': 'sai989sur98w9',
+    'tags': ['second_line', 'nordics'],
+    'alias': 'Amara',
+    'active': True,
+    'shared': False,
+    'shared_agent': False,
+    'last_login_at': '2026-05-05T09:12:03Z',
+    'two_factor_auth_enabled': True,
+    'signature': 'Kind regards, Amara',
+    'details': '',
+    'notes': 'Back-up for the billing team',
+    'role_type': 4,
+    'custom_role_id': 123456,
+    'moderator': True,
+    'ticket_restriction': None,
+    'only_private_comments': False,
+    'restricted_agent': False,
+    'suspended': False,
+    'default_group_id': 98738,
+    'report_csv': True,
+    'user_fields': {'employee_number': 4711, 'languages': ['da', 'en', 'ig'], 'on_call': False},
+    'authenticity_token': None,
+}
+
+
+def answer(status: str, data: object) -> bytes:
+    body = json.dumps(data).encode()
+    head = f'HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n'
+    return head.encode() + body
+
+
+PROFILE = answer('200 OK', {'user': USER})
+EXPIRED = answer('401 Unauthorized', {'error': 'invalid_token', 'error_description': 'The access token expired'})
+SPENT = answer('400 Bad Request', {'error': 'invalid_grant', 'error_description': 'The refresh token is not valid'})
+UNKNOWN = answer('404 Not Found', {'error': 'InvalidEndpoint'})
+
+counts: Counter[str] = Counter(gets=0, posts=0, connections=0)
+spent: set[str] = set()
+
+
+def answer_to(head: bytes, body: bytes) -> bytes:
+    """Return the answer to a request, and count it."""
+    if head.startswith(b'GET /api/v2/users/me '):
+        counts['gets'] += 1
+        found = re.search(rb'\r\nAuthorization: Bearer ([!-~]+)', head, re.IGNORECASE)
+        token = found[1].decode() if found else ''
+        return PROFILE if token and not is_spent(token, only_once=token.startswith(ONCE)) else EXPIRED
+    if head.startswith(b'POST /oauth/tokens '):
+        counts['posts'] += 1
+        refresh_token = parse_qs(body.decode()).get('refresh_token', [''])[0]
+        return SPENT if not refresh_token or is_spent(refresh_token) else new_pair(refresh_token)
+    return answer('200 OK', counts) if head.startswith(b'GET /counts ') else UNKNOWN
+
+
+def is_spent(token: str, only_once: bool = True) -> bool:
+    """Tell whether a token has been used before; this is its use."""
+    if not only_once:
+        return False
+    if token in spent:
+        return True
+    spent.add(token)
+    return False
+
+
+def new_pair(refresh_token: str) -> bytes:
+    prefix = ONCE if refresh_token.startswith(ONCE) else ''
+    access_token, refresh_token = ((prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH] for _ in range(2))
+    return answer(
+        '200 OK',
+        {
+            'access_token': access_token,
+            'refresh_token': refresh_token,
+            'token_type': 'bearer',
+            'scope': 'users:read',
+            'expires_in': 360,
+            'refresh_token_expires_in': 604800,
+        },
+    )
+
+
+class Connection:
+    """One client, from the handshake to the end; no call waits for it."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self.socket = connection
+        self.greeted = False
+        self.received = b''
+
+    def go_on(self) -> bool:
+        """Do what can be done now; return False at the end."""
+        try:
+            if not self.greeted:
+                self.socket.do_handshake()
+                self.greeted = True
+                counts['connections'] += 1
+            data = self.socket.recv(65536)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        self.received += data
+        return bool(data) and self.answer_what_has_come()
+
+    def answer_what_has_come(self) -> bool:
+        head, end, body = self.received.partition(b'\r\n\r\n')
+        length = re.search(rb'\r\nContent-Length: (\d+)', head, re.IGNORECASE)
+        if not end or (length and len(body) < int(length[1])):
+            return True
+        self.received = b''  # a client that waits for the answer has sent nothing more
+        self.socket.sendall(answer_to(head, body))
+        return b'\r\nConnection: close' not in head
+
+
+def serve(port: int, context: ssl.SSLContext) -> None:
+    selector = selectors.DefaultSelector()
+    listener = socket.create_server(('127.0.0.1', port), backlog=128)
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.data is None:
+                client, _ = listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.setblocking(False)
+                wrapped = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+                selector.register(wrapped, selectors.EVENT_READ, Connection(wrapped))
+            elif not key.data.go_on():
+                selector.unregister(key.data.socket)
+                key.data.socket.close()
+
+
+def main(port: int, folder: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('localhost').configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / AUTHORITY))
+    serve(port, context)
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), Path(sys.argv[2]))
