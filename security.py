@@ -12,6 +12,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from itsdangerous import BadSignature, Signer
 from loguru import logger
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
 from problems import Problem
@@ -35,7 +36,13 @@ def protect(app: Flask, settings: Settings) -> None:
     """Set up the session cookie, the answers' headers, the canonical host and the log."""
     canonical = urlsplit(settings.origin).hostname
     app.secret_key = settings.secret_key
+    app.config['SECRET_KEY_FALLBACKS'] = list(settings.secret_key_fallbacks)
     app.session_interface = ForgivingSessions()
+    if settings.proxy_hops:
+        # What these headers say is true only where so many proxies have each added to them.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=settings.proxy_hops, x_proto=settings.proxy_hops, x_host=settings.proxy_hops
+        )
     app.url_map.merge_slashes = False  # else /zendesk//auth would be redirected, to whatever host the request names
     app.config.update(
         # Cookies do not know ports: "session" would collide with other apps on localhost.
@@ -61,7 +68,7 @@ def protect(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def add_headers(response: Response) -> Response:
-        response.headers.update(HEADERS)
+        response.headers.extend(HEADERS)
         if response.location:
             response.set_data('')  # it would repeat the address, and with it states and codes
         response.headers.setdefault('Cache-Control', 'no-store')  # static files have a rule of their own
@@ -126,13 +133,25 @@ def check_csrf_token(user_id: str | None) -> None:
 
 
 class ForgivingSessions(SecureCookieSessionInterface):
-    """Flask's sessions; a cookie that holds something else than a session counts as none."""
+    """
+    Flask's sessions; a cookie that holds something else than a session counts as none.
+
+    One that was signed with a former key is signed anew with the present one, so that the former can be given up.
+    """
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         try:
-            return super().open_session(app, request)
+            session = super().open_session(app, request)
         except (TypeError, ValueError):
             return self.session_class()
+        present = self.get_signing_serializer(app)
+        if session and present and len(present.secret_keys) > 1:
+            del present.secret_keys[:-1]
+            try:
+                present.loads(request.cookies[self.get_cookie_name(app)])
+            except BadSignature:
+                session.modified = True
+        return session
 
 
 def is_a_visit(request: Request) -> bool:

@@ -209,8 +209,7 @@ def _problem_of(name: str, value: str) -> str | None:
 
 def _problem_of_database_url(url: str) -> str | None:
     try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ('postgresql', 'postgres') and parts.port != 0 and re.fullmatch('[!-~]+', url)
+        valid = re.fullmatch('postgres(ql)?://[!-~]+', url) and urlsplit(url).port != 0
     except ValueError:
         valid = False
     if not valid:

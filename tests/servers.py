@@ -132,9 +132,11 @@ class Processes:
 class Visitor:
     """A browser with a person in front of it, who reads pages and clicks."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, authority: Path | None = None) -> None:
+        """Begin at the address; `authority` is the certificate of one to be trusted."""
         self.http = requests.Session()
         self.http.trust_env = False
+        self.http.verify = str(authority) if authority else True
         self.visit(address)
 
     def visit(self, address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import logging
@@ -13,11 +14,12 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 from conftest import NEW_PAIR, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, store
-from flask import Flask
+from flask import Flask, request
 from servers import SETTINGS, environment
 
 import app as app_module
 import security
+from settings import current_settings
 from zendesk import ZendeskError
 
 
@@ -158,6 +160,22 @@ def test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypa
     assert browser.get('/profile').location == '/grant_access'
 
 
+def test_a_session_signed_with_a_former_key_counts_and_is_signed_anew(app, browser, monkeypatch):
+    store(alice=PAIR)
+    browser.set_cookie('zendesk_oauth_session', signed(app, {'user_id': 'alice'}))
+    monkeypatch.setattr(app, 'secret_key', 'the new key')
+    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', ['canary-secret-key-canary-secret-key', 'an older one'])
+    assert browser.get('/grant_access').headers.getlist('Set-Cookie')
+    assert not browser.get('/grant_access').headers.getlist('Set-Cookie')  # that one was signed with the new key
+    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [])
+    assert browser.user_id == 'alice'
+
+
+def test_with_former_keys_no_other_key_counts(app, browser, monkeypatch):
+    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', ['a former key'])
+    test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypatch)
+
+
 # --- The canonical host --- #
 
 
@@ -235,6 +253,22 @@ def test_a_foreign_host_changes_no_address(browser, headers):
     assert browser.start(headers=headers)['redirect_uri'] == 'http://localhost:3000/zendesk/oauth/callback'
     assert browser.get('/profile', headers=headers).location == '/grant_access'
     assert 'evil' not in browser.get('/grant_access', headers=headers).text
+
+
+@pytest.mark.parametrize(
+    ('hops', 'address', 'host'), [(0, '127.0.0.1', 'behind'), (1, '3.3.3.3', 'b'), (2, '2.2.2.2', 'a')]
+)
+def test_what_proxies_say_is_believed_as_far_as_there_are_proxies(hops, address, host):
+    app = Flask('app')
+    security.protect(app, dataclasses.replace(current_settings(), proxy_hops=hops))
+    app.add_url_rule('/', view_func=lambda: f'{request.remote_addr} {request.host} {request.scheme}')
+    headers = {
+        'Host': 'behind',
+        'X-Forwarded-For': '1.1.1.1, 2.2.2.2, 3.3.3.3',
+        'X-Forwarded-Host': 'evil.example, a, b',
+        'X-Forwarded-Proto': 'https, https, https',
+    }
+    assert app.test_client().get('/', headers=headers).text == f'{address} {host} {"https" if hops else "http"}'
 
 
 @pytest.mark.parametrize('host', ['[', '[::1', ']:3000', 'a b', '127.0.0.1:x', 'ä', ''])

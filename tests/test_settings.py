@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import stat
@@ -14,7 +15,7 @@ from servers import PROJECT, environment
 
 import http_client
 import settings as settings_module
-import users_db
+import token_store
 import zendesk_simulator
 from settings import SettingsError, read_settings
 
@@ -287,11 +288,81 @@ def test_a_key_file_that_can_not_be_used_is_explained(start, tmp_path):
     assert 'Traceback' not in ended.stderr
 
 
-def test_gunicorn_listens_here_only_and_gives_a_slow_visit_its_time():
+# --- Those of production --- #
+
+
+@pytest.mark.parametrize(
+    ('variables', 'name', 'expected'),
+    [
+        ({}, 'secret_key_fallbacks', ()),
+        (
+            {'SECRET_KEY_FALLBACKS': 'former-key even-older-key'},
+            'secret_key_fallbacks',
+            ('former-key', 'even-older-key'),
+        ),
+        ({}, 'proxy_hops', 0),
+        ({'PROXY_HOPS': '2'}, 'proxy_hops', 2),
+        ({}, 'database_url', ''),
+        *(
+            pytest.param({'DATABASE_URL': url}, 'database_url', url)
+            for url in ('postgresql://app:pass%20word@db.example:5432/app?sslmode=require', 'postgres://localhost/app')
+        ),
+    ],
+)
+def test_settings_of_production_are_taken(variables, name, expected, packages_for_postgresql):
+    assert getattr(read_settings({**GOOD, **variables}), name) == expected
+
+
+@pytest.mark.parametrize('hops', ['-1', 'one', '1.5', '10', '١'])
+def test_a_number_of_proxies_that_is_none_is_refused(hops):
+    with pytest.raises(SettingsError, match='PROXY_HOPS is not the number of proxies'):
+        read_settings({**GOOD, 'PROXY_HOPS': hops})
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'canary',
+        'mysql://canary/app',
+        'postgresql://canary host/app',
+        'postgresql://canary:port/app',
+        'postgresql:',
+        'postgresql://[canary/app',
+    ],
+)
+def test_the_address_of_another_database_is_refused_without_repeating_it(url, packages_for_postgresql):
+    with pytest.raises(SettingsError, match='DATABASE_URL is not the URL of a PostgreSQL database') as raised:
+        read_settings({**GOOD, 'DATABASE_URL': url})
+    assert 'canary' not in str(raised.value)
+
+
+def test_postgresql_without_its_packages_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SettingsError, match='needs sqlalchemy and psycopg: run pip install -r requirements-postgresql'):
+        read_settings({**GOOD, 'DATABASE_URL': 'postgresql://localhost/app'})
+
+
+def test_without_a_database_its_packages_are_not_imported(tmp_path):
+    program = 'import sys, app; raise SystemExit("sqlalchemy" in sys.modules or "psycopg" in sys.modules)'
+    subprocess.run([sys.executable, '-c', program], cwd=tmp_path, env=environment(**GOOD), check=True)
+
+
+def test_practice_mode_is_about_users_json_whatever_the_environment_says():
+    assert read_settings({'DATABASE_URL': 'postgresql://localhost/app'}, practice_allowed=True).database_url == ''
+
+
+@pytest.fixture
+def packages_for_postgresql(monkeypatch):
+    """They are there, as far as one can see."""
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+
+
+def test_gunicorn_listens_here_only_and_gives_a_slow_visit_its_time(monkeypatch):
+    monkeypatch.setenv('LOGURU_LEVEL', 'INFO')
     gunicorn = runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))
     assert gunicorn['bind'] == '127.0.0.1:3000'
     assert gunicorn['preload_app'] is True
     assert gunicorn['threads'] > 1
     # Disconnecting: revoke, refresh, store, revoke, check, remove.
-    longest = 4 * http_client.CALL_TIMEOUT + users_db.REFRESH_TIMEOUT + 2 * users_db.WRITE_TIMEOUT
+    longest = 4 * http_client.CALL_TIMEOUT + token_store.REFRESH_TIMEOUT + 2 * token_store.WRITE_TIMEOUT
     assert gunicorn['timeout'] == gunicorn['graceful_timeout'] > longest

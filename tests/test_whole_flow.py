@@ -423,7 +423,7 @@ def test_under_gunicorn_no_secret_is_in_any_output_file_or_page(processes, varia
     pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
     port = port_of(variables)
     command = ('-m', 'gunicorn', '-w', '2', '--log-level', 'debug', '--access-logfile', '-', 'app:app')
-    processes.start(*command, port=port, **variables)
+    processes.start(*command, port=port, LOGURU_LEVEL='DEBUG', **variables)
     check_that_no_secret_got_out(processes, f'http://localhost:{port}/')
     assert '"GET /zendesk/oauth/callback" 302' in processes.output
     assert r'"GET /nope\n\x1b[31mforged-line" 404' in processes.output
