@@ -40,7 +40,7 @@ if settings.practice_mode:
 @app.route('/')
 def index() -> ResponseReturnValue:
     """Show the home page, and give a new visitor a user id: the stand-in for signing in."""
-    logger.info('Showing the home page')
+    logger.debug('Showing the home page')
     if backend_code.current_user_id() is None:
         session['user_id'] = backend_code.new_user_id()
     return render_template('home.html')
@@ -49,13 +49,13 @@ def index() -> ResponseReturnValue:
 @app.route('/profile')
 def show_profile() -> ResponseReturnValue:
     """Show the visitor's Zendesk profile; refresh the tokens, or ask for access, where that takes it."""
-    logger.info("Looking up the visitor's access and refresh tokens")
+    logger.debug("Looking up the visitor's access and refresh tokens")
     tokens = backend_code.retrieve_oauth_tokens_from_db()
     if tokens.get('error') == 'tokens_not_found':
         logger.info('There are none yet: asking the visitor to grant access')
         return redirect('/grant_access')
 
-    logger.info('Asking Zendesk for the profile, with the access token')
+    logger.debug('Asking Zendesk for the profile, with the access token')
     user = zendesk.show_self(tokens['access_token'])
     if user.get('error') == 'invalid_token':
         logger.info('401, the access token has expired: refreshing the tokens, then asking again')
@@ -69,7 +69,7 @@ def show_profile() -> ResponseReturnValue:
         if user.get('error') == 'invalid_token':
             raise zendesk.AccessTokenRefused('401 for a new access token, too: not trying a third time')
 
-    logger.info('Showing the profile')
+    logger.debug('Showing the profile')
     return render_template('profile.html', user=user, csrf_token=security.csrf_token(backend_code.current_user_id()))
 
 
@@ -79,7 +79,7 @@ def show_profile() -> ResponseReturnValue:
 @app.route('/grant_access')
 def grant_access() -> ResponseReturnValue:
     """Ask the visitor to grant access."""
-    logger.info('Showing the page that asks for access')
+    logger.debug('Showing the page that asks for access')
     return render_template(
         'grant_access.html',
         client_id_is_a_number=settings.client_id_is_a_number,

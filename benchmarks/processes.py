@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import certifi
 from flask import Flask
@@ -129,8 +130,8 @@ class Bench:
         self.processes = Processes()
         for name in ('zendesk', 'floor', 'tutorial', 'app'):
             (folder / name).mkdir()
-        for name in ('floor', 'tutorial_way'):
-            shutil.copy(HERE / f'{name}.py', folder / name.split('_')[0])
+        for name, home in {'floor': 'floor', 'flask_alone': 'floor', 'tutorial_way': 'tutorial'}.items():
+            shutil.copy(HERE / f'{name}.py', folder / home)
         for path in PROJECT.glob('*.py'):
             shutil.copy(path, folder / 'app')
         for name in ('templates', 'static'):
@@ -142,11 +143,15 @@ class Bench:
     def start_floor(self) -> Server:
         return self._start('floor', 'floor', 'floor:app', ACCESS_TOKEN=secrets.token_hex(TOKEN_LENGTH // 2))
 
+    def start_flask_alone(self) -> Server:
+        token = secrets.token_hex(TOKEN_LENGTH // 2)
+        return self._start("Flask alone, with the floor's call", 'floor', 'flask_alone:app', ACCESS_TOKEN=token)
+
     def start_tutorial_way(self) -> Server:
         return self._start("the tutorial's way", 'tutorial', 'tutorial_way:app')
 
-    def start_app(self, **variables: str) -> Server:
-        return self._start('this app', 'app', 'app:app', 'zendesk_oauth_session', **variables)
+    def start_app(self, name: str = 'this app', **variables: str) -> Server:
+        return self._start(name, 'app', 'app:app', 'zendesk_oauth_session', **variables)
 
     def stop(self, server: Server) -> None:
         self.processes.stop(server.process)
@@ -201,8 +206,8 @@ def bench(all_authorities: bool = False) -> Iterator[Bench]:
             made.processes.stop_all()
 
 
-def write_users(folder: Path, number: int) -> None:
-    """Write a users.json that holds so many users, in the form in which the app and the tutorial write it."""
+def users(number: int) -> dict[str, dict[str, Any]]:
+    """Return so many users with their records."""
     in_a_week = int(time.time()) + 7 * 24 * 3600
 
     def token(user_id: str) -> str:
@@ -210,7 +215,7 @@ def write_users(folder: Path, number: int) -> None:
         return (prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH]
 
     user_ids = [*VISITORS, EXPIRING, *(f'user-{secrets.token_hex(16)}' for _ in range(number - FEWEST_USERS))]
-    users = {
+    return {
         user_id: {
             'access_token': token(user_id),
             'refresh_token': token(user_id),
@@ -218,8 +223,27 @@ def write_users(folder: Path, number: int) -> None:
         }
         for user_id in user_ids
     }
-    (folder / 'users.json').write_text(json.dumps(users, sort_keys=True, indent=2) + '\n')
+
+
+def write_users(folder: Path, number: int) -> None:
+    """Write a users.json that holds so many users, in the form in which the app and the tutorial write it."""
+    (folder / 'users.json').write_text(json.dumps(users(number), sort_keys=True, indent=2) + '\n')
     time.sleep(0.5)  # the app keeps what it has read once the file has been left alone for a moment
+
+
+def fill_database(url: str, number: int) -> None:
+    """Let the app's table hold so many users."""
+    import psycopg
+
+    from postgresql_db import PostgresqlDb
+
+    PostgresqlDb(url).find('nobody')  # makes the tables
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute('TRUNCATE zendesk_tokens')
+        with connection.cursor().copy('COPY zendesk_tokens (user_id, record, dies_at) FROM STDIN') as copy:
+            for user_id, record in users(number).items():
+                copy.write_row((user_id, json.dumps(record), record['refresh_token_expires_at'] + 24 * 3600))
+        connection.execute('VACUUM ANALYZE zendesk_tokens')
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:

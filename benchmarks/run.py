@@ -3,6 +3,8 @@ Measure the profile page: beside the least that Python takes for it, beside the 
 
     .venv/bin/pip install -r benchmarks/requirements.txt && .venv/bin/python benchmarks/run.py
 
+It needs Linux, and PostgreSQL (on Debian, apt install postgresql), of which it starts one of its own.
+
 What comes out are tables in Markdown. The three servers are measured in turn, a few seconds each, again and again, so
 that whatever else the machine does hits all alike. All run under gunicorn with one worker of eight threads and call a
 stand-in for Zendesk on this machine, over TLS; there is no way to it that takes time, so what is measured is the work.
@@ -16,6 +18,7 @@ connection without care parses them all: with --all-authorities, that is measure
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -23,13 +26,13 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from processes import EXPIRING, VISITORS, Bench, Server, bench, cpu_seconds, write_users
+from processes import EXPIRING, PROJECT, VISITORS, Bench, Server, bench, cpu_seconds, fill_database, write_users
 from zendesk_stand_in import NAME
 
 LOAD = Path(__file__).with_name('load.py')
@@ -74,16 +77,22 @@ class Store(NamedTuple):
 
 
 def main(plan: Plan, all_authorities: bool) -> None:
-    with bench(all_authorities) as made:
+    with bench(all_authorities) as made, postgresql() as database_url:
         print(f'{surroundings()}\n')
         for name in ('tutorial', 'app'):
             write_users(made.folder / name, 10)
-        servers = [made.start_floor(), made.start_tutorial_way(), made.start_app()]
+        servers = [
+            made.start_floor(),
+            made.start_tutorial_way(),
+            made.start_app(),
+            made.start_app('this app, with all its log (LOGURU_LEVEL=DEBUG)', LOGURU_LEVEL='DEBUG'),
+            made.start_flask_alone(),
+        ]
         print(side_by_side(made, servers, plan), end='\n\n', flush=True)
         memory = {f'{server.name}, 10 users': server.memory() for server in servers}
         for server in servers:
             made.stop(server)
-        print(growth(made, plan, memory), end='\n\n', flush=True)
+        print(growth(stores(made, database_url), made, plan, memory), end='\n\n', flush=True)
         rows = ([what, *(f'{size:.0f}' for size in sizes)] for what, sizes in memory.items())
         print(table(['memory of the worker', 'MiB', 'at most'], rows))
 
@@ -94,11 +103,29 @@ def surroundings() -> str:
     return ', '.join([f'Python {platform.python_version()}', *releases, machine])
 
 
-def stores(made: Bench) -> list[Store]:
+def stores(made: Bench, database_url: str) -> list[Store]:
     return [
         Store("the tutorial's way", partial(write_users, made.folder / 'tutorial'), made.start_tutorial_way),
         Store('this app, users.json', partial(write_users, made.folder / 'app'), made.start_app),
+        Store(
+            'this app, PostgreSQL',
+            partial(fill_database, database_url),
+            partial(made.start_app, DATABASE_URL=database_url),
+        ),
     ]
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """Lend the address of a PostgreSQL as it comes, in a folder of its own."""
+    sys.path[:0] = [str(PROJECT / 'tests'), str(PROJECT)]
+    from postgresql import Postgresql
+
+    server = Postgresql()
+    try:
+        yield server.url
+    finally:
+        server.remove()
 
 
 # --- Side by side --- #
@@ -114,7 +141,7 @@ def side_by_side(made: Bench, servers: list[Server], plan: Plan) -> str:
             together[server.name].append(measure(made, server, VISITORS, seconds=plan.together))
             alone[server.name].append(measure(made, server, VISITORS[:1], seconds=plan.alone))
 
-    floor, tutorial, _ = together.values()
+    floor, tutorial, *_ = together.values()
     rows = []
     for name, rounds in together.items():
         pages = sum(len(each.times) for each in rounds)
@@ -154,13 +181,13 @@ def ratio(rounds: list[Measured], others: list[Measured]) -> float:
 # --- Growth --- #
 
 
-def growth(made: Bench, plan: Plan, memory: dict[str, tuple[float, float]]) -> str:
+def growth(stores: list[Store], made: Bench, plan: Plan, memory: dict[str, tuple[float, float]]) -> str:
     """Measure each store with more and more users, and note in `memory` what the most of them take."""
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for turn in range(plan.passes):
         # Up, down, up: a machine that becomes slower meanwhile does not pass for a store that does.
         for number in reversed(plan.stored) if turn % 2 else plan.stored:
-            for store in stores(made):
+            for store in stores:
                 store.fill(number)
                 server = store.start()
                 measure(made, server, VISITORS[:1], at_most=5)
