@@ -73,7 +73,7 @@ def load_app(made: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
     """Import the app from its copy; return what asks it for a profile, and what calls Zendesk as it does."""
     port = 3000  # nobody listens there
     folder = made.folder / 'app'
-    variables = environment(folder, **made.settings(port))
+    variables = environment(folder, LOGURU_LEVEL='INFO', **made.settings(port))  # as gunicorn.conf.py has it
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

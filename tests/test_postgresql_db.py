@@ -182,7 +182,7 @@ def test_a_pair_that_zendesk_has_just_issued_waits_for_the_database(db, postgres
     postgresql.stop()
     with ThreadPoolExecutor(1) as pool:
         storing = pool.submit(store, db)
-        time.sleep(0.5)
+        time.sleep(1.5)  # longer than anything else waits
         assert not storing.done()
         postgresql.start()
         storing.result(30)
@@ -266,6 +266,12 @@ def test_a_holder_whose_connections_are_terminated_keeps_the_lock(db, brief, pos
             postgresql.sql(TERMINATE)
             with pytest.raises(StoreBusy), db.refreshing('alice'):
                 pass
+
+
+def test_a_holder_who_could_not_hear_that_it_is_one_can_ask_again(db):
+    assert db._hold('alice', 'a holder')
+    assert db._hold('alice', 'a holder')
+    assert not db._hold('alice', 'another one')
 
 
 def test_who_has_lost_the_lock_does_not_take_it_from_the_next_one(db, brief):
