@@ -152,7 +152,9 @@ class _Connections(HTTPAdapter):
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, ssl_context=self._tls, proxy_ssl_context=self._tls, **kwargs)
+        if proxy.lower().startswith('https:'):
+            kwargs['proxy_ssl_context'] = self._tls
+        return super().proxy_manager_for(proxy, ssl_context=self._tls, **kwargs)
 
     def cert_verify(self, *args: Any) -> None:
         """Leave it to the TLS context, which always verifies."""
@@ -230,6 +232,15 @@ class _TimedResponse(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_TimedStream(sock, self.fp.detach()))
 
+    def _read_status(self) -> tuple[str, int, str]:
+        """
+        Count each interim answer as "100 Continue", the only one that http.client skips (RFC 9110, section 15.2).
+
+        It would take a 103 for the answer itself, and the answer for the next one's: that of another user's call.
+        """
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        return version, 100 if 101 < status < 200 else status, reason
+
 
 class _HTTPConnection(urllib3.connection.HTTPConnection):
     response_class = _TimedResponse
@@ -241,8 +252,13 @@ class _HTTPConnection(urllib3.connection.HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Tell whether a kept connection can be used; urllib3 asks before it does, and else makes a new one."""
-        good = super().is_connected and time.monotonic() < self._good_until
+        """
+        Tell whether a kept connection can be used; urllib3 asks before it does, and else makes a new one.
+
+        One that has something to read cannot. It may have been decrypted already: the system does not know of that.
+        """
+        decrypted = isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()
+        good = super().is_connected and not decrypted and time.monotonic() < self._good_until
         _call.get().over_a_kept_connection = good
         return good
 

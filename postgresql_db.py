@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from loguru import logger
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -33,6 +34,7 @@ from sqlalchemy import (
     delete,
     false,
     func,
+    literal_column,
     make_url,
     or_,
     select,
@@ -43,7 +45,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from token_store import REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, StoreBusy, StoreError, dies_at, found, usable
 
-MAX_CONNECTIONS = 5  # of each process; a statement takes about a millisecond
+MAX_CONNECTIONS = 5  # of each process, and one for the signs of life; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
 STATEMENT_TIMEOUT = 5  # seconds
 
@@ -53,6 +55,7 @@ TRY_AGAIN = 0.05  # seconds between two tries
 LEASE = 5  # seconds that the lock for a refresh outlives the last sign of life of its holder
 SIGN_OF_LIFE = 1  # seconds between two of them
 LOOK_AGAIN = 0.05  # seconds between two looks at a lock that somebody else holds
+LATE_ANSWER = 0.5  # seconds for a holder who was taken for dead to store what Zendesk has answered
 
 REMEDY = 'Check that PostgreSQL runs and can be reached, and DATABASE_URL; the app goes on by itself'
 
@@ -61,6 +64,10 @@ REMEDY = 'Check that PostgreSQL runs and can be reached, and DATABASE_URL; the a
 LIMITS = {
     'connect_timeout': CONNECT_TIMEOUT,
     'tcp_user_timeout': STATEMENT_TIMEOUT * 1000,
+    # Whether the other end is still there, asked after 3 seconds without a word: by default, it would be after hours.
+    'keepalives_idle': 3,
+    'keepalives_interval': 1,
+    'keepalives_count': 3,
     'options': f'-c statement_timeout={STATEMENT_TIMEOUT}s -c lock_timeout={STATEMENT_TIMEOUT}s',
     'application_name': 'zendesk_oauth',
 }
@@ -98,7 +105,7 @@ class PostgresqlDb(Store):
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url, os.getpid())
+        self._url = url
 
     def __str__(self) -> str:
         return TOKENS.name
@@ -158,7 +165,7 @@ class PostgresqlDb(Store):
         """
         holder = secrets.token_hex(16)
         deadline = time.monotonic() + REFRESH_TIMEOUT
-        while not self._hold(user_id, holder):
+        while (at_once := self._hold(user_id, holder)) is None:
             if time.monotonic() > deadline:
                 raise StoreBusy(
                     f'another refresh of the same tokens is not over after {REFRESH_TIMEOUT} s. Nothing to do but try '
@@ -169,6 +176,9 @@ class PostgresqlDb(Store):
         over = threading.Event()
         threading.Thread(target=self._stay_alive, args=(user_id, holder, over), daemon=True).start()
         try:
+            if not at_once:
+                # When the database comes back, all do: who refreshed meanwhile is to store the new pair first.
+                time.sleep(LATE_ANSWER)
             yield
         finally:
             over.set()
@@ -183,20 +193,21 @@ class PostgresqlDb(Store):
 
         return self._do(work)
 
-    def _hold(self, user_id: str, holder: str) -> bool:
-        """Take the lock if it is free, in one statement; tell whether it is this holder's now."""
+    def _hold(self, user_id: str, holder: str) -> bool | None:
+        """Take the lock, in one statement. Return True if it was free, False if its holder was dead, else None."""
         mine = {'user_id': user_id, 'holder': holder, 'held_until': _from_now(LEASE)}
         free = or_(LOCKS.c.held_until < func.now(), LOCKS.c.holder == holder)
         take = insert(LOCKS).values(mine).on_conflict_do_update(index_elements=['user_id'], set_=mine, where=free)
-        return self._do(lambda db: db.scalar(take.returning(LOCKS.c.holder))) is not None
+        was_free = literal_column('xmax = 0', Boolean)  # as it is in a row that nobody has changed
+        return self._do(lambda db: db.scalar(take.returning(was_free)))
 
     def _stay_alive(self, user_id: str, holder: str, over: threading.Event) -> None:
         longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
         while not over.wait(SIGN_OF_LIFE):
             with contextlib.suppress(StoreError):  # the next one may come through
-                self._do(lambda db: db.execute(longer))
+                self._do(lambda db: db.execute(longer), connections=1)  # its own: others' may all be waiting
 
-    def _do(self, work: Callable[[Connection], T], patience: float = PATIENCE) -> T:
+    def _do(self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS) -> T:
         """
         Let `work` talk to the database; again for `patience` seconds where it is a matter of connections.
 
@@ -207,10 +218,10 @@ class PostgresqlDb(Store):
         tables_missed = False
         while True:
             try:
-                with self._engine.connect() as db:
+                with _engine(self._url, os.getpid(), connections).connect() as db:
                     return work(db)
-            except SQLAlchemyError as error:
-                problem = error
+            except (SQLAlchemyError, UnicodeError) as error:  # the second: a name that is none
+                problem: Exception = error
             if _is_missing_table(problem) and not tables_missed:
                 tables_missed = True
                 self._make_tables()
@@ -223,7 +234,8 @@ class PostgresqlDb(Store):
         """Make the tables; one process at a time, as "if not exists" alone fails where two do it at once."""
         logger.info('Making the tables in the database')
         try:
-            with self._engine.execution_options(isolation_level='READ COMMITTED').begin() as db:
+            engine = _engine(self._url, os.getpid(), MAX_CONNECTIONS)
+            with engine.execution_options(isolation_level='READ COMMITTED').begin() as db:
                 db.execute(select(func.pg_advisory_xact_lock(func.hashtext(TOKENS.name))))
                 _metadata.create_all(db)
         except SQLAlchemyError as error:
@@ -233,13 +245,13 @@ class PostgresqlDb(Store):
 
 
 @functools.cache
-def _engine(url: str, process_id: int) -> Engine:
-    """Return the connections of this process: over one that was there before a fork, two processes would talk."""
+def _engine(url: str, process_id: int, connections: int) -> Engine:
+    """Return connections of this process: over one that was there before a fork, two processes would talk at once."""
     address = make_url(url).set(drivername='postgresql+psycopg')
     return create_engine(
         address,
         isolation_level='AUTOCOMMIT',
-        pool_size=MAX_CONNECTIONS,
+        pool_size=connections,
         max_overflow=0,
         pool_timeout=STATEMENT_TIMEOUT,
         hide_parameters=True,  # in errors: they are tokens
@@ -260,16 +272,16 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
     return func.now() + timedelta(seconds=seconds)
 
 
-def _is_missing_table(problem: SQLAlchemyError) -> bool:
+def _is_missing_table(problem: Exception) -> bool:
     return isinstance(problem, DBAPIError) and getattr(problem.orig, 'sqlstate', None) == '42P01'
 
 
-def _may_pass(problem: SQLAlchemyError) -> bool:
+def _may_pass(problem: Exception) -> bool:
     """Tell whether it is a matter of connections and not of the statement."""
     return not isinstance(problem, DBAPIError) or isinstance(problem, (InterfaceError, OperationalError))
 
 
-def _cause(problem: SQLAlchemyError) -> str:
+def _cause(problem: Exception) -> str:
     """Say in a line what the matter is; without what SQLAlchemy adds to it, which is the whole statement."""
     cause = problem.orig if isinstance(problem, DBAPIError) else problem
     return str(cause).strip().partition('\n')[0] or type(cause).__name__

@@ -136,7 +136,8 @@ class ForgivingSessions(SecureCookieSessionInterface):
     """
     Flask's sessions; a cookie that holds something else than a session counts as none.
 
-    One that was signed with a former key is signed anew with the present one, so that the former can be given up.
+    One that was signed with a former key is signed anew with the present one, so that the former can be given up. That
+    is done on the home page: a page that takes long could overwrite the session of a grant made meanwhile.
     """
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
@@ -145,7 +146,7 @@ class ForgivingSessions(SecureCookieSessionInterface):
         except (TypeError, ValueError):
             return self.session_class()
         present = self.get_signing_serializer(app)
-        if session and present and len(present.secret_keys) > 1:
+        if session and request.path == '/' and present and len(present.secret_keys) > 1:
             del present.secret_keys[:-1]
             try:
                 present.loads(request.cookies[self.get_cookie_name(app)])

@@ -209,11 +209,15 @@ def _problem_of(name: str, value: str) -> str | None:
 
 def _problem_of_database_url(url: str) -> str | None:
     try:
-        valid = re.fullmatch('postgres(ql)?://[!-~]+', url) and urlsplit(url).port != 0
+        parts = urlsplit(url)
+        valid = re.fullmatch('postgres(ql)?://[!-~]+', url) and parts.port != 0 and parts.netloc.count('@') < 2
     except ValueError:
         valid = False
-    if not valid:
-        return 'is not the URL of a PostgreSQL database, of the form postgresql://user:password@host/database'
+    if not valid or parts.netloc.endswith(':'):
+        return (
+            'is not the URL of a PostgreSQL database, of the form postgresql://user:password@host/database, with %40 '
+            'for an @ in the password'
+        )
     missing = [package for package in ('sqlalchemy', 'psycopg') if not importlib.util.find_spec(package)]
     if missing:
         return f'needs {" and ".join(missing)}: run pip install -r requirements-postgresql.txt, or unset it'

@@ -186,9 +186,7 @@ def postgresql_server() -> Iterator[Postgresql]:
         pytest.skip('PostgreSQL is not installed: on Debian, apt install postgresql')
     server = Postgresql(fsync='off')
     yield server
-    from postgresql_db import PostgresqlDb
-
-    PostgresqlDb(server.url)._engine.dispose()
+    close_connections(server.url)
     server.remove()
 
 
@@ -296,6 +294,14 @@ def tls(authority) -> ssl.SSLContext:
 
 
 # --- Helpers --- #
+
+
+def close_connections(url: str) -> None:
+    """Close what this process has opened to the database: Python warns of connections that are left open."""
+    import postgresql_db
+
+    for connections in (1, postgresql_db.MAX_CONNECTIONS):
+        postgresql_db._engine(url, os.getpid(), connections).dispose()
 
 
 def records() -> dict:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import NEW, PAIR
+from conftest import NEW, PAIR, close_connections
 from postgresql import PASSWORD
 from servers import AGENT, Processes, Visitor, environment, free_port, port_of, wait_until
 
@@ -35,7 +35,7 @@ def open_db(postgresql):
 
         def open_db(url: str) -> postgresql_db.PostgresqlDb:
             db = postgresql_db.PostgresqlDb(url)
-            stack.callback(db._engine.dispose)
+            stack.callback(close_connections, url)
             return db
 
         yield open_db
@@ -207,13 +207,22 @@ def test_a_statement_that_takes_too_long_is_an_error(open_db, db, postgresql):
         locking.result()
 
 
-def test_where_all_connections_are_taken_there_is_an_error_after_a_while(db, monkeypatch):
-    monkeypatch.setattr(db._engine.pool, '_timeout', 0.1)
+@contextlib.contextmanager
+def all_connections_taken(db, monkeypatch):
+    """Let others have all the connections of this process."""
+    import postgresql_db
+
+    engine = postgresql_db._engine(db._url, os.getpid(), postgresql_db.MAX_CONNECTIONS)
+    monkeypatch.setattr(engine.pool, '_timeout', 0.1)
     with contextlib.ExitStack() as stack:
-        for _ in range(db._engine.pool.size()):
-            stack.enter_context(db._engine.connect())
-        with pytest.raises(StoreError, match='QueuePool'):
-            db.find('alice')
+        for _ in range(postgresql_db.MAX_CONNECTIONS):
+            stack.enter_context(engine.connect())
+        yield
+
+
+def test_where_all_connections_are_taken_there_is_an_error_after_a_while(db, monkeypatch):
+    with all_connections_taken(db, monkeypatch), pytest.raises(StoreError, match='QueuePool'):
+        db.find('alice')
 
 
 def test_no_token_is_in_an_error(db, log):
@@ -269,9 +278,32 @@ def test_a_holder_whose_connections_are_terminated_keeps_the_lock(db, brief, pos
 
 
 def test_a_holder_who_could_not_hear_that_it_is_one_can_ask_again(db):
-    assert db._hold('alice', 'a holder')
-    assert db._hold('alice', 'a holder')
-    assert not db._hold('alice', 'another one')
+    assert db._hold('alice', 'a holder') is True
+    assert db._hold('alice', 'a holder') is False
+    assert db._hold('alice', 'another one') is None
+
+
+def test_a_holder_keeps_the_lock_while_others_have_all_the_connections(db, brief, monkeypatch, postgresql):
+    import postgresql_db
+
+    with db.refreshing('alice'):
+        with all_connections_taken(db, monkeypatch):
+            time.sleep(2 * postgresql_db.LEASE)
+        [(held,)] = postgresql.sql('SELECT held_until > now() FROM zendesk_refreshes')
+        assert held
+
+
+def test_who_takes_over_from_one_who_seemed_dead_lets_it_store_what_it_got(db, brief):
+    import postgresql_db
+
+    db.save('alice', PAIR)
+    assert db._hold('alice', 'cut off')
+    time.sleep(postgresql_db.LEASE)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(lambda: (time.sleep(0.2), db.replace('alice', PAIR['refresh_token'], NEW)))
+        with db.refreshing('alice'):
+            assert db.find('alice') == NEW
+        late.result()
 
 
 def test_who_has_lost_the_lock_does_not_take_it_from_the_next_one(db, brief):

@@ -57,7 +57,8 @@ def test_with_the_former_key_as_a_fallback_a_new_key_signs_nobody_out(processes,
     absent.grant()
 
     start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY, SECRET_KEY_FALLBACKS=f'{OLD_KEY} another-one')
-    active.visit(f'{home}profile')
+    active.visit(home)
+    active.click('Get my profile')
     assert active.greeting == f'👋 Hi, {AGENT}!'
 
     # Who came meanwhile has a session signed with the new key.

@@ -327,6 +327,8 @@ def test_a_number_of_proxies_that_is_none_is_refused(hops):
         'postgresql://canary host/app',
         'postgresql://canary:port/app',
         'postgresql:',
+        'postgresql://app:can@ry-canary@db.example/app',
+        'postgresql://canary:/app',
         'postgresql://[canary/app',
     ],
 )
