@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -455,3 +456,60 @@ def test_the_folder_of_authorities_can_be_named_too(tls, authority, monkeypatch,
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path))
     keeper = Keeper(tls)
     assert http_client.send('GET', keeper.address).status == 200
+
+
+# --- Through a proxy --- #
+
+
+@pytest.fixture
+def tunnel(tls, request) -> Iterator[str]:
+    """The address of a proxy that lets anybody talk to a port of this machine, whatever host they ask for."""
+    listener = listening()
+
+    def pass_on(source, target) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+
+    def talk(connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            tls.wrap_socket(connection, server_side=True) if request.param == 'https' else connection as caller,
+        ):
+            port = int(re.search(rb'^CONNECT zendesk.example:(\d+) ', caller.recv(65536))[1])
+            with socket.create_connection(('127.0.0.1', port)) as origin:
+                caller.sendall(b'HTTP/1.1 200 OK\r\n\r\n')
+                threading.Thread(target=pass_on, args=(origin, caller), daemon=True).start()
+                pass_on(caller, origin)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f'{request.param}://localhost:{listener.getsockname()[1]}'
+    listener.close()
+
+
+@pytest.mark.parametrize('tunnel', ['http', 'https'], indirect=True)
+@pytest.mark.parametrize('named', ['zendesk.example', 'another.example'])
+def test_through_a_proxy_the_same_authorities_are_trusted_and_the_same_name_demanded(
+    tunnel, authority, monkeypatch, tmp_path, named
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(named).configure_cert(context)
+    keeper = Keeper(context)
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'authority.pem'))
+    monkeypatch.setenv('HTTPS_PROXY', tunnel)
+    monkeypatch.setenv('NO_PROXY', '')
+    address = keeper.address.replace('localhost', 'zendesk.example')
+    if named == 'zendesk.example':
+        for _ in range(2):
+            assert http_client.send('GET', address).body == b'{}'
+        assert keeper.got == [2]
+    else:
+        with pytest.raises(ConnectionError, match='not one to be trusted'):
+            http_client.send('GET', address)
+        assert keeper.got in ([], [0])
