@@ -196,6 +196,25 @@ def test_a_pair_does_not_wait_for_ever(db, postgresql, monkeypatch):
         db.save('alice', PAIR)
 
 
+def test_each_connection_has_its_limits(db):
+    """A database machine that vanishes says nothing: else its absence would be noticed after hours."""
+
+    def look(connection):
+        parameters = connection.connection.driver_connection.info.get_parameters()
+        return parameters, connection.exec_driver_sql('SHOW statement_timeout').scalar()
+
+    parameters, statement_timeout = db._do(look)
+    assert statement_timeout == '5s'
+    expected = {'keepalives_idle': '3', 'keepalives_interval': '1', 'keepalives_count': '3', 'tcp_user_timeout': '5000'}
+    assert expected.items() <= parameters.items()
+
+
+@pytest.mark.parametrize('host', ['a..b', 'x' * 64 + '.example', 'no-such-host.invalid'])
+def test_a_host_that_is_none_is_an_error_with_a_remedy(open_db, host):
+    with pytest.raises(StoreError, match='Check that PostgreSQL runs'):
+        open_db(f'postgresql://app:{PASSWORD}@{host}/app').find('alice')
+
+
 def test_a_statement_that_takes_too_long_is_an_error(open_db, db, postgresql):
     db.save('alice', PAIR)
     hasty = open_db(postgresql.url + '?options=-c%20statement_timeout%3D100')
