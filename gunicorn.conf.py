@@ -2,7 +2,7 @@
 
 import os
 
-# What changes something, or goes wrong; DEBUG adds the steps of each visit, which take a third of a worker's time.
+# What changes something, or goes wrong; DEBUG adds the steps of each visit, with which a page takes a third longer.
 os.environ.setdefault('LOGURU_LEVEL', 'INFO')
 
 from settings import load_settings
