@@ -14,14 +14,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,12 @@ from zendesk_stand_in import AUTHORITY, ONCE, TOKEN_LENGTH
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
+sys.path[:0] = [str(PROJECT / 'tests'), str(PROJECT)]
+
+from servers import free_port, listens, wait_until  # noqa: E402
+
+from token_store import dies_at  # noqa: E402
+
 SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
 THREADS = 8
 
@@ -242,7 +247,7 @@ def fill_database(url: str, number: int) -> None:
         connection.execute('TRUNCATE zendesk_tokens')
         with connection.cursor().copy('COPY zendesk_tokens (user_id, record, dies_at) FROM STDIN') as copy:
             for user_id, record in users(number).items():
-                copy.write_row((user_id, json.dumps(record), record['refresh_token_expires_at'] + 24 * 3600))
+                copy.write_row((user_id, json.dumps(record), dies_at(record)))
         connection.execute('VACUUM ANALYZE zendesk_tokens')
 
 
@@ -259,22 +264,3 @@ def cpu_seconds(process: int) -> float:
 
 def children(process: int) -> list[int]:
     return [int(child) for child in Path(f'/proc/{process}/task/{process}/children').read_text().split()]
-
-
-def free_port() -> int:
-    with socket.create_server(('127.0.0.1', 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(('127.0.0.1', port)) == 0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError('Not within a minute')
-        time.sleep(0.02)

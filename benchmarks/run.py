@@ -32,8 +32,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from processes import EXPIRING, PROJECT, VISITORS, Bench, Server, bench, cpu_seconds, fill_database, write_users
+from processes import EXPIRING, VISITORS, Bench, Server, bench, cpu_seconds, fill_database, write_users
 from zendesk_stand_in import NAME
+
+from postgresql import Postgresql  # isort: skip - processes has told where it is
 
 LOAD = Path(__file__).with_name('load.py')
 
@@ -118,9 +120,6 @@ def stores(made: Bench, database_url: str) -> list[Store]:
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """Lend the address of a PostgreSQL as it comes, in a folder of its own."""
-    sys.path[:0] = [str(PROJECT / 'tests'), str(PROJECT)]
-    from postgresql import Postgresql
-
     server = Postgresql()
     try:
         yield server.url

@@ -13,8 +13,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urljoin
@@ -161,6 +162,13 @@ class Visitor:
         self.click('Grant access')
         self.answer('allow', user)
 
+    def start_again(self) -> None:
+        """Follow the way on of a page that says so, up to the profile."""
+        self.click('Start again')
+        self.click('Grant access')
+        self.answer('allow')
+        self.click('Get my profile')
+
     @property
     def form(self) -> dict[str, str]:
         """What the page's form sends along unseen."""
@@ -199,6 +207,28 @@ def environment(**variables: str) -> dict[str, str]:
     unset = (*SETTINGS, *OPTIONAL)
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
+
+
+def side_by_side(calls: list[dict]) -> bool:
+    """Tell whether these calls of the journal were under way together: one by one, they take as long as all of them."""
+    all_together = sum(call['ended'] - call['began'] for call in calls)
+    from_first_to_last = max(call['ended'] for call in calls) - min(call['began'] for call in calls)
+    return from_first_to_last < all_together / 2
+
+
+@contextlib.contextmanager
+def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Listen on a free port, and let `talk` have each connection that comes, in a thread of its own."""
+    listener = listening()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
 
 
 def listening() -> socket.socket:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from servers import environment, listening
+from servers import environment, listening, serving
 
 import http_client
 
@@ -236,14 +236,6 @@ class Keeper:
         self.hangs_up_on = lambda head: False
         self.answer = OK
         self.tls = tls
-        self.listener = listening()
-        self.address = f'{"https" if tls else "http"}://localhost:{self.listener.getsockname()[1]}/'
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                threading.Thread(target=self.talk, args=self.listener.accept()[:1], daemon=True).start()
 
     def talk(self, connection: socket.socket) -> None:
         heads: list[str] = []
@@ -270,20 +262,26 @@ class Keeper:
         return [len(heads) for heads in self.connections]
 
 
+@contextlib.contextmanager
+def keeping(tls: ssl.SSLContext | None = None) -> Iterator[Keeper]:
+    keeper = Keeper(tls)
+    with serving(keeper.talk) as port:
+        keeper.address = f'{"https" if tls else "http"}://localhost:{port}/'
+        yield keeper
+
+
 @pytest.fixture
 def keeper() -> Iterator[Keeper]:
-    keeper = Keeper()
-    yield keeper
-    keeper.listener.close()
+    with keeping() as keeper:
+        yield keeper
 
 
 @pytest.fixture
 def tls_keeper(tls, authority, monkeypatch, tmp_path) -> Iterator[Keeper]:
     authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'authority.pem'))
-    keeper = Keeper(tls)
-    yield keeper
-    keeper.listener.close()
+    with keeping(tls) as keeper:
+        yield keeper
 
 
 @pytest.mark.parametrize('server', ['keeper', 'tls_keeper'])
@@ -454,8 +452,8 @@ def test_the_folder_of_authorities_can_be_named_too(tls, authority, monkeypatch,
     ).stdout.strip()
     (tmp_path / 'authority.pem').rename(tmp_path / f'{digest}.0')
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path))
-    keeper = Keeper(tls)
-    assert http_client.send('GET', keeper.address).status == 200
+    with keeping(tls) as keeper:
+        assert http_client.send('GET', keeper.address).status == 200
 
 
 # --- Through a proxy --- #
@@ -464,7 +462,6 @@ def test_the_folder_of_authorities_can_be_named_too(tls, authority, monkeypatch,
 @pytest.fixture
 def tunnel(tls, request) -> Iterator[str]:
     """The address of a proxy that lets anybody talk to a port of this machine, whatever host they ask for."""
-    listener = listening()
 
     def pass_on(source, target) -> None:
         with contextlib.suppress(OSError):
@@ -482,14 +479,8 @@ def tunnel(tls, request) -> Iterator[str]:
                 threading.Thread(target=pass_on, args=(origin, caller), daemon=True).start()
                 pass_on(caller, origin)
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield f'{request.param}://localhost:{listener.getsockname()[1]}'
-    listener.close()
+    with serving(talk) as port:
+        yield f'{request.param}://localhost:{port}'
 
 
 @pytest.mark.parametrize('tunnel', ['http', 'https'], indirect=True)
@@ -499,17 +490,17 @@ def test_through_a_proxy_the_same_authorities_are_trusted_and_the_same_name_dema
 ):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(named).configure_cert(context)
-    keeper = Keeper(context)
     authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'authority.pem'))
     monkeypatch.setenv('HTTPS_PROXY', tunnel)
     monkeypatch.setenv('NO_PROXY', '')
-    address = keeper.address.replace('localhost', 'zendesk.example')
-    if named == 'zendesk.example':
-        for _ in range(2):
-            assert http_client.send('GET', address).body == b'{}'
-        assert keeper.got == [2]
-    else:
-        with pytest.raises(ConnectionError, match='not one to be trusted'):
-            http_client.send('GET', address)
-        assert keeper.got in ([], [0])
+    with keeping(context) as keeper:
+        address = keeper.address.replace('localhost', 'zendesk.example')
+        if named == 'zendesk.example':
+            for _ in range(2):
+                assert http_client.send('GET', address).body == b'{}'
+            assert keeper.got == [2]
+        else:
+            with pytest.raises(ConnectionError, match='not one to be trusted'):
+                http_client.send('GET', address)
+            assert keeper.got in ([], [0])

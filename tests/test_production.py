@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import threading
 
 import pytest
-from servers import AGENT, Visitor, free_port, listening, port_of
+from servers import AGENT, Visitor, free_port, port_of, serving
 
 OLD_KEY, NEW_KEY = 'canary-old-secret-key-canary-old', 'canary-new-secret-key-canary-new'
 
@@ -77,10 +76,7 @@ def test_a_visitor_who_is_at_zendesk_while_the_key_changes_can_start_again(proce
     start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY, SECRET_KEY_FALLBACKS=OLD_KEY)
     visitor.answer('allow')
     assert visitor.status == 400
-    visitor.click('Start again')
-    visitor.click('Grant access')
-    visitor.answer('allow')
-    visitor.click('Get my profile')
+    visitor.start_again()
     assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
 
@@ -90,8 +86,7 @@ def test_a_visitor_who_is_at_zendesk_while_the_key_changes_can_start_again(proce
 @pytest.fixture
 def proxy(tls):
     """A proxy that speaks TLS, and tells the app behind it for whom it speaks; (its port, the app's port)."""
-    listener = listening()
-    port, behind = listener.getsockname()[1], free_port()
+    behind = free_port()
 
     def talk(connection: socket.socket) -> None:
         with (
@@ -112,14 +107,8 @@ def proxy(tls):
             while piece := app.recv(65536):
                 browser.sendall(piece)
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield port, behind
-    listener.close()
+    with serving(talk) as port:
+        yield port, behind
 
 
 @pytest.mark.gunicorn

@@ -201,10 +201,7 @@ def test_a_code_that_came_too_late_leads_to_a_new_start(processes, home):
         db.execute('UPDATE codes SET expires_at = 0')
     visitor.visit(callback)
     assert visitor.status == 400
-    visitor.click('Start again')
-    visitor.click('Grant access')
-    visitor.answer('allow')
-    visitor.click('Get my profile')
+    visitor.start_again()
     assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
 
