@@ -15,14 +15,14 @@ from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.exceptions import HTTPException
 
-import authorization_requests
 import backend_code
-import ports
-import security
-import what_happened
-import zendesk
-from problems import Problem
+import web as security
 from settings import load_settings
+from web import panel as what_happened
+from web import ports
+from zendesk_oauth import authorization as authorization_requests
+from zendesk_oauth import endpoints as zendesk
+from zendesk_oauth.errors import Problem
 
 settings = load_settings(practice_allowed=__name__ == '__main__')
 
@@ -182,7 +182,7 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
 if __name__ == '__main__':
     ports.stop_if_taken(settings.port, 'With settings of your own, REDIRECT_URI can name another port')
     if settings.practice_mode:
-        import zendesk_simulator
+        from practice_zendesk import server as zendesk_simulator
 
         ports.stop_if_taken(
             zendesk_simulator.PORT, 'Practice mode needs this port for its Zendesk; perhaps one runs already'

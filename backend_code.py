@@ -16,12 +16,12 @@ from typing import Any
 from flask import session
 from loguru import logger
 
-import zendesk
-from fingerprints import fingerprints
-from problems import Problem
 from settings import current_settings
-from token_store import Store, StoreBusy, StoreError
-from users_db import UsersDb
+from zendesk_oauth import endpoints as zendesk
+from zendesk_oauth.errors import Problem
+from zendesk_oauth.fingerprints import fingerprints
+from zendesk_oauth.stores import UsersDb
+from zendesk_oauth.token_store import Store, StoreBusy, StoreError
 
 USERS_DB = 'users.json'
 
@@ -173,7 +173,7 @@ def users_db() -> Store:
     """Return the store: users.json or, with DATABASE_URL set, PostgreSQL. A product can return one of its own."""
     database_url = current_settings().database_url
     if database_url:
-        from postgresql_db import PostgresqlDb  # which needs requirements-postgresql.txt
+        from zendesk_oauth.postgresql_store import PostgresqlDb  # which needs requirements-postgresql.txt
 
         return PostgresqlDb(database_url)
     return UsersDb(USERS_DB)

@@ -17,7 +17,7 @@ from dotenv import load_dotenv
 from filelock import FileLock, Timeout
 from loguru import logger
 
-import private_file
+from zendesk_oauth import private_file
 
 CALLBACK_PATH = '/zendesk/oauth/callback'
 SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key

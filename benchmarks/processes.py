@@ -32,11 +32,11 @@ from zendesk_stand_in import AUTHORITY, ONCE, TOKEN_LENGTH
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
-sys.path[:0] = [str(PROJECT / 'tests'), str(PROJECT)]
+sys.path[:0] = [str(PROJECT / 'tests' / 'integration'), str(PROJECT)]
 
-from servers import free_port, listens, wait_until  # noqa: E402
+from servers import copy_project, free_port, listens, wait_until  # noqa: E402
 
-from token_store import dies_at  # noqa: E402
+from zendesk_oauth.token_store import dies_at  # noqa: E402
 
 SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
 THREADS = 8
@@ -137,10 +137,7 @@ class Bench:
             (folder / name).mkdir()
         for name, home in {'floor': 'floor', 'flask_alone': 'floor', 'tutorial_way': 'tutorial'}.items():
             shutil.copy(HERE / f'{name}.py', folder / home)
-        for path in PROJECT.glob('*.py'):
-            shutil.copy(path, folder / 'app')
-        for name in ('templates', 'static'):
-            shutil.copytree(PROJECT / name, folder / 'app' / name)
+        copy_project(folder / 'app')
 
     def start_stand_in(self, all_authorities: bool) -> None:
         self.stand_in = StandIn(self.processes, self.folder / 'zendesk', all_authorities)
@@ -240,7 +237,7 @@ def fill_database(url: str, number: int) -> None:
     """Let the app's table hold so many users."""
     import psycopg
 
-    from postgresql_db import PostgresqlDb
+    from zendesk_oauth.postgresql_store import PostgresqlDb
 
     PostgresqlDb(url).find('nobody')  # makes the tables
     with psycopg.connect(url, autocommit=True) as connection:

@@ -35,9 +35,9 @@ from servers import Processes, free_port, port_of
 import app as app_module
 import backend_code
 import settings as settings_module
-import zendesk_simulator
-from token_store import Store, dies_at
-from users_db import UsersDb
+from practice_zendesk import server as zendesk_simulator
+from zendesk_oauth.stores import UsersDb
+from zendesk_oauth.token_store import Store, dies_at
 
 ZENDESK = 'https://mondocam.zendesk.com'
 TOKEN_ENDPOINT = f'{ZENDESK}/oauth/tokens'
@@ -213,9 +213,9 @@ def db(request, tmp_path, monkeypatch) -> Store:
 @pytest.fixture
 def impatient(monkeypatch):
     """Nobody waits for long where somebody else refreshes the tokens."""
-    monkeypatch.setattr('users_db.REFRESH_TIMEOUT', 0.1)
+    monkeypatch.setattr('zendesk_oauth.stores.REFRESH_TIMEOUT', 0.1)
     if 'postgresql_db' in sys.modules:
-        monkeypatch.setattr('postgresql_db.REFRESH_TIMEOUT', 0.1)
+        monkeypatch.setattr('zendesk_oauth.postgresql_store.REFRESH_TIMEOUT', 0.1)
 
 
 @pytest.fixture
@@ -225,8 +225,8 @@ def full_disk(request, monkeypatch) -> Iterator[None]:
     def no_space(*args):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('private_file.write', no_space)
-    monkeypatch.setattr('private_file.rehearse', no_space)
+    monkeypatch.setattr('zendesk_oauth.private_file.write', no_space)
+    monkeypatch.setattr('zendesk_oauth.private_file.rehearse', no_space)
     if not settings_module.current_settings().database_url:
         yield
         return
@@ -258,7 +258,7 @@ def variables(processes) -> dict[str, str]:
         'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
     }
     processes.zendesk = settings['ZENDESK_BASE_URL']
-    processes.start('zendesk_simulator.py', '--port', str(zendesk_port), port=zendesk_port, **settings)
+    processes.start('practice_zendesk.server.py', '--port', str(zendesk_port), port=zendesk_port, **settings)
     return settings
 
 
@@ -298,7 +298,7 @@ def tls(authority) -> ssl.SSLContext:
 
 def close_connections(url: str) -> None:
     """Close what this process has opened to the database: Python warns of connections that are left open."""
-    import postgresql_db
+    from zendesk_oauth import postgresql_store as postgresql_db
 
     for connections in (1, postgresql_db.MAX_CONNECTIONS):
         postgresql_db._engine(url, os.getpid(), connections).dispose()
@@ -309,7 +309,7 @@ def records() -> dict:
     db = backend_code.users_db()
     if isinstance(db, UsersDb):
         return json.loads(Path(db.path).read_text()) if Path(db.path).exists() else {}
-    from postgresql_db import TOKENS
+    from zendesk_oauth.postgresql_store import TOKENS
 
     return {row.user_id: row.record for row in db._do(lambda connection: connection.execute(TOKENS.select()).all())}
 
@@ -329,7 +329,7 @@ def store(**records) -> None:
     if isinstance(db, UsersDb):
         Path(db.path).write_text(json.dumps(records))
         return
-    from postgresql_db import TOKENS
+    from zendesk_oauth.postgresql_store import TOKENS
 
     rows = [{'user_id': user_id, 'record': record, 'dies_at': dies_at(record)} for user_id, record in records.items()]
     db._do(lambda connection: (connection.execute(TOKENS.delete()), rows and connection.execute(TOKENS.insert(), rows)))

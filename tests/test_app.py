@@ -12,7 +12,7 @@ from conftest import NEW_PAIR, OTHER, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, bea
 from responses.matchers import urlencoded_params_matcher
 
 import app as app_module
-from fingerprints import fingerprint, fingerprints
+from zendesk_oauth.fingerprints import fingerprint, fingerprints
 
 # --- Home --- #
 

@@ -27,8 +27,8 @@ from conftest import (
 from flask import session
 
 import backend_code
-import zendesk as zendesk_module
-from token_store import StoreError
+from zendesk_oauth import endpoints as zendesk_module
+from zendesk_oauth.token_store import StoreError
 
 pytestmark = pytest.mark.usefixtures('db')
 

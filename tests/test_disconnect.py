@@ -27,7 +27,7 @@ from servers import ADMIN, Processes, Visitor, profiles, wait_until
 
 import app as app_module
 import backend_code
-import security
+import web as security
 
 REVOKED, NOT_CONFIRMED, NO_TOKENS = 'Zendesk has revoked them, too', 'Zendesk did not confirm', 'has no tokens of yours'
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from servers import PROJECT, environment
 
-import http_client
 import settings as settings_module
-import token_store
-import zendesk_simulator
+from practice_zendesk import server as zendesk_simulator
 from settings import SettingsError, read_settings
+from zendesk_oauth import token_store
+from zendesk_oauth import transport as http_client
 
 GOOD = {
     'ZENDESK_CLIENT_ID': 'my_client',
@@ -172,7 +172,7 @@ def test_with_none_of_the_four_practice_mode_fits_the_practice_zendesk():
     settings = read_settings({'SECRET_KEY': 'key', 'PATH': '/bin'}, practice_allowed=True)
     assert settings.practice_mode
     assert settings.zendesk_url == f'http://localhost:{zendesk_simulator.PORT}'
-    program = 'import zendesk_simulator as z; print(z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI)'
+    program = 'import practice_zendesk.server as z; print(z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI)'
     practice_client = subprocess.check_output(
         [sys.executable, '-c', program], cwd=PROJECT, env=environment(), text=True
     )

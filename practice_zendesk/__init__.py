@@ -1,0 +1,1 @@
+"""A practice Zendesk for this machine: `python -m practice_zendesk`."""

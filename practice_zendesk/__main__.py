@@ -1,0 +1,5 @@
+"""Serve the practice Zendesk."""
+
+from practice_zendesk.server import main
+
+main()

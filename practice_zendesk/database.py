@@ -1,0 +1,52 @@
+"""What the practice Zendesk has issued, and its users: kept in `zendesk_simulator.db` in the working directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+DATABASE = 'practice_zendesk.server.db'
+
+PEOPLE: tuple[dict[str, Any], ...] = (
+    {'id': 9130907993101, 'name': 'Amara Okafor', 'role': 'agent', 'email': 'amara@practice.example'},
+    {'id': 9130907993102, 'name': 'Tomás Herrera', 'role': 'admin', 'email': 'tomas@practice.example'},
+    {'id': 9130907993103, 'name': 'Zoë Żółkiewska', 'role': 'end-user', 'email': 'zoe@practice.example'},
+)
+USERS = {user['id']: user for user in PEOPLE}
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS codes (
+    code TEXT PRIMARY KEY, user_id INTEGER, redirect_uri TEXT, scope TEXT, code_challenge TEXT, expires_at REAL);
+CREATE TABLE IF NOT EXISTS tokens (
+    access_token TEXT PRIMARY KEY, refresh_token TEXT UNIQUE, user_id INTEGER, scope TEXT,
+    access_expires_at REAL, refresh_expires_at REAL);
+CREATE TABLE IF NOT EXISTS names (user_id INTEGER PRIMARY KEY, name TEXT);
+"""
+
+
+@contextlib.contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    """Open the database for one transaction: other writers wait, and an exception undoes it."""
+    os.close(os.open(DATABASE, os.O_CREAT | os.O_RDWR, 0o600))  # private before sqlite3 opens it
+    connection = sqlite3.connect(DATABASE, timeout=30, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.executescript(SCHEMA)
+        connection.execute('BEGIN IMMEDIATE')
+        now = time.time()
+        connection.execute('DELETE FROM codes WHERE expires_at <= ?', (now,))
+        connection.execute('DELETE FROM tokens WHERE refresh_expires_at <= ?', (now,))
+        yield connection
+        connection.execute('COMMIT')
+    finally:
+        connection.close()  # rolls back what was not committed
+
+
+def users(db: sqlite3.Connection) -> dict[int, dict[str, Any]]:
+    """Return the practice users by their ids, under the names that they have by now."""
+    names = {row['user_id']: row['name'] for row in db.execute('SELECT * FROM names')}
+    return {user_id: {**user, 'name': names.get(user_id, user['name'])} for user_id, user in USERS.items()}

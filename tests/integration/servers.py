@@ -1,0 +1,263 @@
+"""The app and the practice Zendesk as real processes, and a visitor who clicks."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urljoin
+
+import requests
+
+from settings import OPTIONAL
+
+PROJECT = Path(__file__).parents[2]
+FOLDERS = ('practice_zendesk', 'static', 'templates', 'web', 'zendesk_oauth')
+SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
+
+# The practice users.
+AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
+
+
+class Processes:
+    """Servers in a folder of their own, with a copy of the project: no .env and no users.json of a developer's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.zendesk = 'http://localhost:3001'
+        self.running: dict[int, subprocess.Popen] = {}
+        copy_project(folder)
+
+    def start(self, *command: str, port: int, **variables: str) -> None:
+        """Start a server and wait until it listens on the port."""
+        with (self.folder / 'output.txt').open('ab') as output:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=environment(PYTHONPATH='', **variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.running[port] = process
+        wait_until(lambda: listens(port) or process.poll() is not None)
+        assert process.poll() is None, self.output
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program that is expected to end by itself."""
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=environment(PYTHONPATH='', **variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def stop(self, port: int) -> None:
+        """End a server; one that does not end by itself is killed with all its processes."""
+        process = self.running.pop(port)
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # gunicorn waits for a process that it started in this very moment
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+    def stop_all(self) -> None:
+        for port in list(self.running):
+            self.stop(port)
+
+    @property
+    def output(self) -> str:
+        """What all servers have printed."""
+        return (self.folder / 'output.txt').read_text()
+
+    @property
+    def users(self) -> dict[str, dict[str, str]]:
+        return json.loads((self.folder / 'users.json').read_text())
+
+    def edit_users(self, *names: str) -> None:
+        """Change a digit in these tokens of every user, with an editor, so to speak."""
+        users = self.users
+        for record in users.values():
+            for name in names:
+                digit = re.search('[0-9]', record[name])[0]
+                record[name] = record[name].replace(digit, str((int(digit) + 1) % 10), 1)
+        (self.folder / 'users.json').write_text(json.dumps(users, indent=2))
+
+    def script(self, *steps: dict) -> None:
+        """Tell the practice Zendesk how to answer the next calls (see simulator_script.py)."""
+        answer = requests.post(f'{self.zendesk}/practice/script', json=steps, timeout=60)
+        assert answer.status_code == 204, answer.text
+
+    def wait_for_the_script_to_end(self) -> None:
+        wait_until(lambda: requests.get(f'{self.zendesk}/practice/script', timeout=60).json() == [])
+
+    def expire_access_tokens(self) -> None:
+        """Let all access tokens that the practice Zendesk has issued expire now."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.server.db', timeout=60)) as db, db:
+            db.execute('UPDATE tokens SET access_expires_at = 0')
+
+    def living_tokens(self) -> int:
+        """How many refresh tokens are alive at the practice Zendesk."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.server.db', timeout=60)) as db:
+            return db.execute('SELECT count(*) FROM tokens').fetchone()[0]
+
+    def journal(self, call: str) -> list[dict]:
+        """What the practice Zendesk has noted of the calls of this kind that it has answered, or would have."""
+        calls = requests.get(f'{self.zendesk}/practice/journal', timeout=60).json()
+        return [noted for noted in calls if noted['call'] == call and noted['ended']]
+
+    def refreshes(self) -> int:
+        return len(self.journal('refresh'))
+
+
+class Visitor:
+    """A browser with a person in front of it, who reads pages and clicks."""
+
+    def __init__(self, address: str, authority: Path | None = None) -> None:
+        """Begin at the address; `authority` is the certificate of one to be trusted."""
+        self.http = requests.Session()
+        self.http.trust_env = False
+        self.http.verify = str(authority) if authority else True
+        self.visit(address)
+
+    def visit(self, address: str) -> None:
+        self.page = self.http.get(address, timeout=60)
+
+    def click(self, label: str) -> None:
+        link = re.search(rf'<a[^>]* href="([^"]+)"[^>]*>{label}</a>', self.page.text)[1]
+        self.visit(urljoin(self.page.url, html.unescape(link)))
+
+    def answer(self, decision: str, user: str = AGENT) -> None:
+        """Pick a user on the consent page, and press a button."""
+        self.page = self.submit(decision, user)
+
+    def submit(self, decision: str, user: str = AGENT, **kwargs) -> requests.Response:
+        users = re.findall(r'name="user_id" value="(\d+)"[^>]*>\s*([^(]+?) \(', self.page.text)
+        user_id = next(user_id for user_id, name in users if html.unescape(name) == user)
+        return self.http.post(self.page.url, {'user_id': user_id, 'decision': decision}, timeout=60, **kwargs)
+
+    def grant(self, user: str = AGENT) -> None:
+        """Go from the home page through the grant and back."""
+        self.click('Get my profile')
+        self.click('Grant access')
+        self.answer('allow', user)
+
+    def start_again(self) -> None:
+        """Follow the way on of a page that says so, up to the profile."""
+        self.click('Start again')
+        self.click('Grant access')
+        self.answer('allow')
+        self.click('Get my profile')
+
+    @property
+    def form(self) -> dict[str, str]:
+        """What the page's form sends along unseen."""
+        return dict(re.findall('type="hidden" name="([^"]+)" value="([^"]+)"', self.text))
+
+    @property
+    def status(self) -> int:
+        return self.page.status_code
+
+    @property
+    def address(self) -> str:
+        return self.page.url
+
+    @property
+    def text(self) -> str:
+        return self.page.text
+
+    @property
+    def greeting(self) -> str:
+        return html.unescape(re.search('<h1>(.*)</h1>', self.text)[1])
+
+
+def copy_project(folder: Path) -> None:
+    """Copy the programs of the project, and nothing that they have written."""
+    for path in PROJECT.glob('*.py'):
+        shutil.copy(path, folder)
+    for name in FOLDERS:
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+
+
+def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Response]:
+    """Let each visitor ask for the profile so many times, all at once."""
+    cookies = [visitor.http.cookies.get_dict() for visitor in visitors] * times
+
+    def visit(cookies: dict) -> requests.Response:
+        return requests.get(f'{home}profile', cookies=cookies, timeout=120)
+
+    with ThreadPoolExecutor(len(cookies)) as pool:
+        return list(pool.map(visit, cookies))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that finds the project's modules, and no settings but these."""
+    unset = (*SETTINGS, *OPTIONAL)
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
+
+
+def side_by_side(calls: list[dict]) -> bool:
+    """Tell whether these calls of the journal were under way together: one by one, they take as long as all of them."""
+    all_together = sum(call['ended'] - call['began'] for call in calls)
+    from_first_to_last = max(call['ended'] for call in calls) - min(call['began'] for call in calls)
+    return from_first_to_last < all_together / 2
+
+
+@contextlib.contextmanager
+def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Listen on a free port, and let `talk` have each connection that comes, in a thread of its own."""
+    listener = listening()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
+
+
+def listening() -> socket.socket:
+    """Return a socket that listens on a free port of this machine."""
+    return socket.create_server(('127.0.0.1', 0))
+
+
+def wait_until(condition: Callable[[], bool], pause: float = 0.02) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(pause)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(('127.0.0.1', port)) == 0
+
+
+def free_port() -> int:
+    with listening() as listener:
+        return listener.getsockname()[1]
+
+
+def port_of(variables: dict[str, str]) -> int:
+    return int(variables['REDIRECT_URI'].split(':')[2].split('/')[0])

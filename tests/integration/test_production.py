@@ -1,0 +1,135 @@
+"""What the README says of production, tried: other servers, a TLS proxy in front, a change of the secret key."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+
+import pytest
+from servers import AGENT, Visitor, free_port, port_of, serving
+
+OLD_KEY, NEW_KEY = 'canary-old-secret-key-canary-old', 'canary-new-secret-key-canary-new'
+
+
+def start_gunicorn(processes, variables, **more: str) -> str:
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    port = port_of(variables)
+    if port in processes.running:
+        processes.stop(port)
+    command = ('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{port}', 'app:app')
+    processes.start(*command, port=port, **{**variables, **more})
+    return f'http://localhost:{port}/'
+
+
+def test_waitress_serves_the_same_flow(processes, variables):
+    pytest.importorskip('waitress', reason='waitress is not installed: pip install -r requirements-dev.txt')
+    port = port_of(variables)
+    processes.start('-m', 'waitress', f'--listen=127.0.0.1:{port}', '--threads=16', 'app:app', port=port, **variables)
+    visitor = Visitor(f'http://localhost:{port}/')
+    visitor.grant()
+    processes.expire_access_tokens()
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    assert processes.refreshes() == 1
+
+
+@pytest.mark.gunicorn
+def test_under_gunicorn_the_log_has_the_steps_and_with_debug_the_details(processes, variables):
+    for level, details in ((None, False), ('DEBUG', True)):
+        home = start_gunicorn(processes, variables, **({'LOGURU_LEVEL': level} if level else {}))
+        visitor = Visitor(home)
+        visitor.grant()
+        assert 'Trading the authorization code for tokens' in processes.output
+        assert 'Writing the tokens to users.json: access token #' in processes.output
+        assert ('Zendesk answers 20' in processes.output) == details
+
+
+# --- The secret key --- #
+
+
+@pytest.mark.gunicorn
+def test_with_the_former_key_as_a_fallback_a_new_key_signs_nobody_out(processes, variables):
+    home = start_gunicorn(processes, variables, SECRET_KEY=OLD_KEY)
+    active, absent = Visitor(home), Visitor(home)
+    active.grant()
+    absent.grant()
+
+    start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY, SECRET_KEY_FALLBACKS=f'{OLD_KEY} another-one')
+    active.visit(home)
+    active.click('Get my profile')
+    assert active.greeting == f'👋 Hi, {AGENT}!'
+
+    # Who came meanwhile has a session signed with the new key.
+    start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY)
+    active.visit(f'{home}profile')
+    assert active.greeting == f'👋 Hi, {AGENT}!'
+    absent.visit(f'{home}profile')
+    assert absent.address == f'{home}grant_access'
+
+
+@pytest.mark.gunicorn
+def test_a_visitor_who_is_at_zendesk_while_the_key_changes_can_start_again(processes, variables):
+    home = start_gunicorn(processes, variables, SECRET_KEY=OLD_KEY)
+    visitor = Visitor(home)
+    visitor.visit(f'{home}zendesk/auth')
+    start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY, SECRET_KEY_FALLBACKS=OLD_KEY)
+    visitor.answer('allow')
+    assert visitor.status == 400
+    visitor.start_again()
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+
+
+# --- A TLS proxy in front --- #
+
+
+@pytest.fixture
+def proxy(tls):
+    """A proxy that speaks TLS, and tells the app behind it for whom it speaks; (its port, the app's port)."""
+    behind = free_port()
+
+    def talk(connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            tls.wrap_socket(connection, server_side=True) as browser,
+            socket.create_connection(('127.0.0.1', behind), timeout=30) as app,
+        ):
+            request = b''
+            while b'\r\n\r\n' not in request:
+                request += browser.recv(65536)
+            line, rest = re.sub(rb'\r\n(Connection|X-Forwarded-\w+): [^\r]*', b'', request, flags=re.I).split(
+                b'\r\n', 1
+            )
+            forwarded = (
+                f'X-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: localhost:{port}'
+            )
+            app.sendall(line + b'\r\nConnection: close\r\n' + forwarded.encode() + b'\r\n' + rest)
+            while piece := app.recv(65536):
+                browser.sendall(piece)
+
+    with serving(talk) as port:
+        yield port, behind
+
+
+@pytest.mark.gunicorn
+@pytest.mark.parametrize('hops', ['', '1'])
+def test_behind_a_tls_proxy_the_flow_is_the_same_with_cookies_for_https_only(
+    processes, variables, proxy, authority, tmp_path, hops
+):
+    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+    port, behind = proxy
+    home = f'https://localhost:{port}/'
+    variables |= {'REDIRECT_URI': f'{home}zendesk/oauth/callback', 'PROXY_HOPS': hops}
+    zendesk_port = int(processes.zendesk.split(':')[2])
+    processes.stop(zendesk_port)
+    processes.start('practice_zendesk.server.py', '--port', str(zendesk_port), port=zendesk_port, **variables)
+    processes.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{behind}', 'app:app', port=behind, **variables)
+
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    visitor = Visitor(home, tmp_path / 'authority.pem')
+    visitor.grant()
+    visitor.click('Get my profile')
+    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    assert visitor.page.headers['Strict-Transport-Security']
+    [cookie] = visitor.http.cookies
+    assert (cookie.name, cookie.secure) == ('__Host-zendesk_oauth_session', True)

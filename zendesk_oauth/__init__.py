@@ -1,0 +1,1 @@
+"""An OAuth client for Zendesk."""

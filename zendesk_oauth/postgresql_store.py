@@ -1,0 +1,297 @@
+"""
+The tokens in PostgreSQL: for more visits than one machine can serve, or more users than a file is good for.
+
+Each method is one statement, or several that may as well happen one by one, so no transaction is ever left open. Where
+a connection breaks, nobody can tell whether the statement has arrived, and it is sent again over a new one: the second
+time changes nothing, or finds done what it was to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from loguru import logger
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    false,
+    func,
+    literal_column,
+    make_url,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from zendesk_oauth.token_store import (
+    REFRESH_TIMEOUT,
+    WRITE_TIMEOUT,
+    Record,
+    Store,
+    StoreBusy,
+    StoreError,
+    dies_at,
+    found,
+    usable,
+)
+
+MAX_CONNECTIONS = 5  # of each process, and one for the signs of life; a statement takes about a millisecond
+CONNECT_TIMEOUT = 3  # seconds
+STATEMENT_TIMEOUT = 5  # seconds
+
+PATIENCE = 1  # seconds to try again where a connection breaks: a restart need not cost anybody a page
+TRY_AGAIN = 0.05  # seconds between two tries
+
+LEASE = 5  # seconds that the lock for a refresh outlives the last sign of life of its holder
+SIGN_OF_LIFE = 1  # seconds between two of them
+LOOK_AGAIN = 0.05  # seconds between two looks at a lock that somebody else holds
+LATE_ANSWER = 0.5  # seconds for a holder who was taken for dead to store what Zendesk has answered
+
+REMEDY = 'Check that PostgreSQL runs and can be reached, and DATABASE_URL; the app goes on by itself'
+
+# How libpq is told about the limits; what DATABASE_URL says itself goes before.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+LIMITS = {
+    'connect_timeout': CONNECT_TIMEOUT,
+    'tcp_user_timeout': STATEMENT_TIMEOUT * 1000,
+    # Whether the other end is still there, asked after 3 seconds without a word: by default, it would be after hours.
+    'keepalives_idle': 3,
+    'keepalives_interval': 1,
+    'keepalives_count': 3,
+    'options': f'-c statement_timeout={STATEMENT_TIMEOUT}s -c lock_timeout={STATEMENT_TIMEOUT}s',
+    'application_name': 'zendesk_oauth',
+}
+
+_metadata = MetaData()
+TOKENS = Table(
+    'zendesk_tokens',
+    _metadata,
+    Column('user_id', Text, primary_key=True),
+    Column('record', JSONB, nullable=False),  # what users.json has for a user
+    Column('dies_at', BigInteger, index=True),  # seconds since 1970; null if nobody knows
+)
+LOCKS = Table(
+    'zendesk_refreshes',
+    _metadata,
+    Column('user_id', Text, primary_key=True),
+    Column('holder', Text, nullable=False),
+    Column('held_until', DateTime(timezone=True), nullable=False),
+)
+USED_KEYS = Table(
+    'zendesk_used_keys',
+    _metadata,
+    Column('key', Text, primary_key=True),
+    Column('used_at', DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+T = TypeVar('T')
+
+
+class PostgresqlDb(Store):
+    """
+    The records in the table zendesk_tokens of the database at `url`, for all machines that use it.
+
+    The tables are made as they are first missed. While the database is away, all methods raise StoreError.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __str__(self) -> str:
+        return TOKENS.name
+
+    def find(self, user_id: str) -> Record | None:
+        return found(self._do(lambda db: _stored(db, user_id)), self)
+
+    def save(self, user_id: str, record: Record) -> None:
+        new = {'user_id': user_id, 'record': record, 'dies_at': dies_at(record)}
+
+        def work(db: Connection) -> int:
+            db.execute(insert(TOKENS).values(new).on_conflict_do_update(index_elements=['user_id'], set_=new))
+            return db.execute(
+                delete(TOKENS).where(TOKENS.c.dies_at < time.time(), TOKENS.c.user_id != user_id)
+            ).rowcount
+
+        dropped = self._do(work, patience=WRITE_TIMEOUT)
+        if dropped:
+            logger.info('Dropping the records of {} users: their refresh tokens died long ago', dropped)
+
+    def remove(self, user_id: str) -> Record | None:
+        before = None
+
+        def work(db: Connection) -> Any:
+            nonlocal before
+            # If this is the second time, the first may have removed it and not come to tell.
+            removed, before = before, before or _stored(db, user_id)
+            return db.scalar(delete(TOKENS).where(TOKENS.c.user_id == user_id).returning(TOKENS.c.record)) or removed
+
+        return usable(self._do(work))
+
+    def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
+        unchanged = (TOKENS.c.user_id == user_id, TOKENS.c.record['refresh_token'].astext == refresh_token)
+
+        def work(db: Connection) -> Any:
+            if record is None:
+                db.execute(delete(TOKENS).where(*unchanged))
+            else:
+                db.execute(update(TOKENS).where(*unchanged).values(record=record, dies_at=dies_at(record)))
+            return _stored(db, user_id)
+
+        return usable(self._do(work, patience=WRITE_TIMEOUT))
+
+    def rehearse(self) -> None:
+        """Fail if the table can't be written. That the database can write at all, the lock has just shown."""
+        self._do(lambda db: db.execute(update(TOKENS).where(false()).values(dies_at=None)))
+
+    @contextlib.contextmanager
+    def refreshing(self, user_id: str) -> Iterator[None]:
+        """
+        Hold a lock of this user's own: a row that says until when.
+
+        The holder puts that off again and again. When it dies, the lock is free after LEASE seconds; and when its
+        connection breaks, it is not, as it would be with a lock of PostgreSQL's own (pg_advisory_lock). That one would
+        let another refresh begin while Zendesk is still busy with the first, and it would occupy a connection for each
+        visitor who waits.
+        """
+        holder = secrets.token_hex(16)
+        deadline = time.monotonic() + REFRESH_TIMEOUT
+        while (at_once := self._hold(user_id, holder)) is None:
+            if time.monotonic() > deadline:
+                raise StoreBusy(
+                    f'another refresh of the same tokens is not over after {REFRESH_TIMEOUT} s. Nothing to do but try '
+                    'again'
+                )
+            time.sleep(LOOK_AGAIN)
+
+        over = threading.Event()
+        threading.Thread(target=self._stay_alive, args=(user_id, holder, over), daemon=True).start()
+        try:
+            if not at_once:
+                # When the database comes back, all do: who refreshed meanwhile is to store the new pair first.
+                time.sleep(LATE_ANSWER)
+            yield
+        finally:
+            over.set()
+            with contextlib.suppress(StoreError):  # then it is free after LEASE seconds
+                self._do(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
+
+    def first_use(self, key: str, seconds: int) -> bool:
+        def work(db: Connection) -> bool:
+            db.execute(delete(USED_KEYS).where(USED_KEYS.c.used_at < _from_now(-seconds)))
+            mark = insert(USED_KEYS).values(key=key).on_conflict_do_nothing().returning(USED_KEYS.c.key)
+            return db.scalar(mark) is not None
+
+        return self._do(work)
+
+    def _hold(self, user_id: str, holder: str) -> bool | None:
+        """Take the lock, in one statement. Return True if it was free, False if its holder was dead, else None."""
+        mine = {'user_id': user_id, 'holder': holder, 'held_until': _from_now(LEASE)}
+        free = or_(LOCKS.c.held_until < func.now(), LOCKS.c.holder == holder)
+        take = insert(LOCKS).values(mine).on_conflict_do_update(index_elements=['user_id'], set_=mine, where=free)
+        was_free = literal_column('xmax = 0', Boolean)  # as it is in a row that nobody has changed
+        return self._do(lambda db: db.scalar(take.returning(was_free)))
+
+    def _stay_alive(self, user_id: str, holder: str, over: threading.Event) -> None:
+        longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
+        while not over.wait(SIGN_OF_LIFE):
+            with contextlib.suppress(StoreError):  # the next one may come through
+                self._do(lambda db: db.execute(longer), connections=1)  # its own: others' may all be waiting
+
+    def _do(self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS) -> T:
+        """
+        Let `work` talk to the database; again for `patience` seconds where it is a matter of connections.
+
+        Raises:
+            StoreError: the database is away, or refuses.
+        """
+        deadline = time.monotonic() + patience
+        tables_missed = False
+        while True:
+            try:
+                with _engine(self._url, os.getpid(), connections).connect() as db:
+                    return work(db)
+            except (SQLAlchemyError, UnicodeError) as error:  # the second: a name that is none
+                problem: Exception = error
+            if _is_missing_table(problem) and not tables_missed:
+                tables_missed = True
+                self._make_tables()
+            elif _may_pass(problem) and time.monotonic() < deadline:
+                time.sleep(TRY_AGAIN)
+            else:
+                raise StoreError(f"{self} in the database can't be used: {_cause(problem)}. {REMEDY}") from problem
+
+    def _make_tables(self) -> None:
+        """Make the tables; one process at a time, as "if not exists" alone fails where two do it at once."""
+        logger.info('Making the tables in the database')
+        try:
+            engine = _engine(self._url, os.getpid(), MAX_CONNECTIONS)
+            with engine.execution_options(isolation_level='READ COMMITTED').begin() as db:
+                db.execute(select(func.pg_advisory_xact_lock(func.hashtext(TOKENS.name))))
+                _metadata.create_all(db)
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"The tables can't be made: {_cause(error)}. Allow the user in DATABASE_URL to create tables"
+            ) from error
+
+
+@functools.cache
+def _engine(url: str, process_id: int, connections: int) -> Engine:
+    """Return connections of this process: over one that was there before a fork, two processes would talk at once."""
+    address = make_url(url).set(drivername='postgresql+psycopg')
+    return create_engine(
+        address,
+        isolation_level='AUTOCOMMIT',
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=STATEMENT_TIMEOUT,
+        hide_parameters=True,  # in errors: they are tokens
+        connect_args={name: value for name, value in LIMITS.items() if name not in address.query},
+    )
+
+
+def _stored(db: Connection, user_id: str) -> Any:
+    return db.scalar(select(TOKENS.c.record).where(TOKENS.c.user_id == user_id))
+
+
+def _held_by(user_id: str, holder: str) -> tuple[ColumnElement[bool], ...]:
+    return LOCKS.c.user_id == user_id, LOCKS.c.holder == holder
+
+
+def _from_now(seconds: float) -> ColumnElement[Any]:
+    """Return a time by the database's clock: that of no machine need be right."""
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _is_missing_table(problem: Exception) -> bool:
+    return isinstance(problem, DBAPIError) and getattr(problem.orig, 'sqlstate', None) == '42P01'
+
+
+def _may_pass(problem: Exception) -> bool:
+    """Tell whether it is a matter of connections and not of the statement."""
+    return not isinstance(problem, DBAPIError) or isinstance(problem, (InterfaceError, OperationalError))
+
+
+def _cause(problem: Exception) -> str:
+    """Say in a line what the matter is; without what SQLAlchemy adds to it, which is the whole statement."""
+    cause = problem.orig if isinstance(problem, DBAPIError) else problem
+    return str(cause).strip().partition('\n')[0] or type(cause).__name__
