@@ -1,1 +1,5 @@
-"""A practice Zendesk for this machine: `python -m practice_zendesk`."""
+"""
+The practice Zendesk: a fake OAuth provider on localhost, to run the tutorial and its tests without a Zendesk account.
+
+    python -m practice_zendesk [--port 3001]
+"""

@@ -1,5 +1,26 @@
-"""Serve the practice Zendesk."""
+"""Run the practice Zendesk: `python -m practice_zendesk`."""
 
-from practice_zendesk.server import main
+import argparse
+import contextlib
+import sys
 
-main()
+
+def main() -> None:
+    """Serve the practice Zendesk until the process ends."""
+    version = sys.version_info[:2]
+    if version < (3, 11):
+        sys.exit('Python 3.11 or newer is needed, and this is Python {}.{}'.format(*version))
+
+    # Imported late: an older Python fails with a traceback in these modules.
+    from practice_zendesk import server
+
+    parser = argparse.ArgumentParser(prog='python -m practice_zendesk', description='A fake Zendesk on localhost.')
+    parser.add_argument(
+        '--port', type=int, choices=range(1, 65536), metavar='PORT', default=server.PORT, help='default: %(default)s'
+    )
+    server.serve(parser.parse_args().port)
+
+
+if __name__ == '__main__':
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

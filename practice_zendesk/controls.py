@@ -1,8 +1,4 @@
-"""
-The practice Zendesk's control page, http://localhost:3001/practice: let things happen by clicking, and see the calls.
-
-What it shows of tokens and codes are their fingerprints.
-"""
+"""The control page at /practice: expire tokens, make a request fail, rename a user, and read the request log."""
 
 from __future__ import annotations
 
@@ -17,22 +13,22 @@ from flask import Flask, flash, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
-from practice_zendesk import faults as simulator_script
+from practice_zendesk import faults
 from practice_zendesk.database import database, users
-from zendesk_oauth.fingerprints import fingerprint
 
-SHOWN = 20  # tokens, and calls; the oldest go first
+SHOWN = 20  # the newest tokens and log entries; older ones are left out
 MAX_NAME = 200  # characters
 
-# What the next call can get instead of an answer: in words, and as a step of simulator_script.
+# The faults to choose from: a label, and the keys of the fault (see faults.KEYS).
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
-    '500': ('500, an error of Zendesk’s own', {'status': 500, 'body': '<h1>Internal Server Error</h1>'}),
+    '500': ('500, an internal server error', {'status': 500, 'body': '<h1>Internal Server Error</h1>'}),
     '429': (
         '429, too many requests',
         {'status': 429, 'body': 'Number of allowed API requests per minute exceeded', 'headers': {'Retry-After': '5'}},
     ),
-    'silence': ('no answer at all', {'status': 500, 'delay': 30, 'cut': 0}),
-    'lost': ('its answer lost on the way, after all is done', {'cut': 0}),
+    # The app gives up before the delay ends.
+    'silence': ('no response at all', {'status': 500, 'delay': 30, 'lost': True}),
+    'lost': ('its response lost, after Zendesk has processed the request', {'lost': True}),
 }
 CALLS = {
     'any': 'call, of any kind',
@@ -44,13 +40,13 @@ CALLS = {
 
 
 def add_control_page(app: Flask) -> None:
-    """Let the practice Zendesk serve its control page."""
-    # A button's answer is a redirect; what was done waits for the next page in a cookie of this process.
+    """Serve the control page."""
+    # Sessions only carry a message to the next page, so the key need not outlive the process.
     app.secret_key = secrets.token_bytes()
     app.config.update(SESSION_COOKIE_NAME='practice_zendesk', SESSION_COOKIE_SAMESITE='Lax')
 
     @app.get('/')
-    def go_to_the_controls() -> ResponseReturnValue:
+    def redirect_to_controls() -> ResponseReturnValue:
         return redirect('/practice')
 
     @app.get('/practice')
@@ -62,29 +58,30 @@ def add_control_page(app: Flask) -> None:
             'controls.html',
             people=people,
             tokens=tokens,
-            waiting=[(CALLS[step['call']], _in_words(step)) for step in simulator_script.script()],
-            journal=simulator_script.journal()[: -SHOWN - 1 : -1],
-            faults={name: words for name, (words, _) in FAULTS.items()},
+            waiting=[(CALLS[fault['call']], _label(fault)) for fault in faults.pending_faults()],
+            request_log=faults.request_log()[: -SHOWN - 1 : -1],
+            faults={name: label for name, (label, _) in FAULTS.items()},
             calls=CALLS,
         )
 
     @app.post('/practice')
-    def act() -> ResponseReturnValue:
-        # Browsers say where a form was sent from, older ones by the origin only; no other site's page has a say here.
-        came_from = request.headers.get('Origin', request.host_url.rstrip('/'))
-        if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin' or came_from != request.host_url[:-1]:
-            return {'error': 'not from another page'}, 403
-        action = request.form.get('action', '')
-        if action not in ACTIONS:
-            return {'error': 'there is no such action'}, 400
-        if not ACTIONS[action][1]():
-            return {'error': 'nothing was done: the form was not filled in'}, 400
-        logger.info('Practice Zendesk: {}', ACTIONS[action][0])
-        flash(ACTIONS[action][0])
+    def perform_action() -> ResponseReturnValue:
+        # Only this page may send its forms. Older browsers send Origin, but not Sec-Fetch-Site.
+        origin = request.headers.get('Origin', request.host_url.rstrip('/'))
+        if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin' or origin != request.host_url[:-1]:
+            return {'error': 'cross-site request'}, 403
+        name = request.form.get('action', '')
+        if name not in ACTIONS:
+            return {'error': 'unknown action'}, 400
+        message, action = ACTIONS[name]
+        if not action():
+            return {'error': 'invalid form'}, 400
+        logger.info('Practice Zendesk: {}', message)
+        flash(message)
         return redirect('/practice', 303)
 
-    app.add_template_filter(fingerprint)
-    app.add_template_filter(_left, 'left')
+    app.add_template_filter(faults.fingerprint)
+    app.add_template_filter(_time_left, 'time_left')
     app.add_template_filter(_time_of_day, 'time_of_day')
 
 
@@ -104,16 +101,17 @@ def _fail_next() -> bool:
     call, fault = request.form.get('call'), request.form.get('fault')
     if call not in CALLS or fault not in FAULTS:
         return False
-    simulator_script.set_script([{'call': call, **FAULTS[fault][1]}])
+    faults.set_faults([{'call': call, **FAULTS[fault][1]}])
     return True
 
 
-def _forget_script() -> bool:
-    simulator_script.set_script([])
+def _cancel_fault() -> bool:
+    faults.set_faults([])
     return True
 
 
 def _rename() -> bool:
+    # Control characters could forge lines of the log.
     name = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', '', request.form.get('name', '')).strip()[:MAX_NAME]
     with database() as db:
         user_id = next((user_id for user_id in users(db) if str(user_id) == request.form.get('user_id')), None)
@@ -123,24 +121,24 @@ def _rename() -> bool:
     return True
 
 
-# What a form can ask for: what is said of it once it is done, and what does it, or returns False if it can't.
+# The actions of the page's forms: a message for the page and the log, and a function that returns False if it fails.
 ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'expire_access': ('All access tokens have expired.', _expire_access),
-    'end_grants': ('All refresh tokens are dead, and their access tokens with them.', _end_grants),
-    'fail_next': ('The next call will go wrong, as you wish.', _fail_next),
-    'forget_script': ('The next call will be answered as usual.', _forget_script),
+    'end_grants': ('All access and refresh tokens have expired.', _end_grants),
+    'fail_next': ('The next call will fail.', _fail_next),
+    'cancel_fault': ('The next call will not fail.', _cancel_fault),
     'rename': ('The user has a new name.', _rename),
 }
 
 
-def _in_words(step: dict[str, Any]) -> str:
-    """Say what the call that a step waits for gets."""
-    fault = {key: value for key, value in step.items() if key not in ('call', 'times')}
-    return next((words for words, known in FAULTS.values() if known == fault), 'what the script says')
+def _label(fault: dict[str, Any]) -> str:
+    """Return the label of a fault that this page has set."""
+    keys = {key: value for key, value in fault.items() if key not in ('call', 'times')}
+    return next((label for label, known in FAULTS.values() if known == keys), 'a custom fault')
 
 
-def _left(expires_at: float) -> str:
-    """Say how long something will be good for."""
+def _time_left(expires_at: float) -> str:
+    """Return the remaining time in words, for example "for 6 min", or "expired"."""
     seconds = expires_at - time.time()
     if seconds <= 0:
         return 'expired'

@@ -1,4 +1,4 @@
-"""What the practice Zendesk has issued, and its users: kept in `zendesk_simulator.db` in the working directory."""
+"""The practice users, and the codes and tokens issued to them, in `practice_zendesk.db` in the working directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-DATABASE = 'practice_zendesk.server.db'
+DATABASE = 'practice_zendesk.db'
 
 PEOPLE: tuple[dict[str, Any], ...] = (
     {'id': 9130907993101, 'name': 'Amara Okafor', 'role': 'agent', 'email': 'amara@practice.example'},
@@ -30,8 +30,8 @@ CREATE TABLE IF NOT EXISTS names (user_id INTEGER PRIMARY KEY, name TEXT);
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:
-    """Open the database for one transaction: other writers wait, and an exception undoes it."""
-    os.close(os.open(DATABASE, os.O_CREAT | os.O_RDWR, 0o600))  # private before sqlite3 opens it
+    """Open the database for one transaction. Other writers wait, and an exception rolls it back."""
+    os.close(os.open(DATABASE, os.O_CREAT | os.O_RDWR, 0o600))  # sqlite3 would create a file that others can read
     connection = sqlite3.connect(DATABASE, timeout=30, isolation_level=None)
     connection.row_factory = sqlite3.Row
     try:
@@ -43,10 +43,10 @@ def database() -> Iterator[sqlite3.Connection]:
         yield connection
         connection.execute('COMMIT')
     finally:
-        connection.close()  # rolls back what was not committed
+        connection.close()  # rolls back an uncommitted transaction
 
 
 def users(db: sqlite3.Connection) -> dict[int, dict[str, Any]]:
-    """Return the practice users by their ids, under the names that they have by now."""
+    """Return the practice users by id, with their current names."""
     names = {row['user_id']: row['name'] for row in db.execute('SELECT * FROM names')}
     return {user_id: {**user, 'name': names.get(user_id, user['name'])} for user_id, user in USERS.items()}

@@ -1,24 +1,13 @@
 """
-A practice Zendesk for this machine: enough of Zendesk's OAuth to run the tutorial, and its tests, without an account.
+Zendesk's OAuth endpoints, and "show self", with Zendesk's statuses and error bodies.
 
-    python zendesk_simulator.py [--port 3001]
-
-It shows a consent page where one picks a practice user, issues codes and tokens, rotates, expires and revokes them, and
-answers "show self", with Zendesk's statuses and error bodies. A restart changes nothing of what it has issued. The one
-client it knows is the practice client below, or the one in the environment variables ZENDESK_CLIENT_ID,
-ZENDESK_CLIENT_SECRET and REDIRECT_URI.
-
-http://localhost:3001/practice is its control page (simulator_controls.py); simulator_script.py lets it fail on purpose,
-and tells which calls it got.
-
-It knows nothing of the app, and takes nothing from it. Where Zendesk's documentation is silent, a comment says so.
+The server knows one client: the practice client, or the client in ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and
+REDIRECT_URI. A comment says where Zendesk's documentation is silent.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
-import contextlib
 import hashlib
 import hmac
 import os
@@ -27,6 +16,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, jsonify, redirect, render_template, request
@@ -35,10 +25,9 @@ from loguru import logger
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from practice_zendesk import controls as simulator_controls
-from practice_zendesk import faults as simulator_script
+from practice_zendesk.controls import add_control_page
 from practice_zendesk.database import database, users
-from web import ports
+from practice_zendesk.faults import add_fault_injection
 
 PORT = 3001
 
@@ -48,12 +37,12 @@ REDIRECT_URI = os.environ.get('REDIRECT_URI', 'http://localhost:3000/zendesk/oau
 APP_ORIGIN = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
 
 CODE_LIFETIME = 120  # seconds
-# The bounds that Zendesk sets to the lifetimes it is asked for, and what it takes unasked; all in seconds.
-ACCESS_TOKEN_LIFETIME = {'least': 300, 'most': 172_800, 'default': 1_800}
-REFRESH_TOKEN_LIFETIME = {'least': 604_800, 'most': 7_776_000, 'default': 2_592_000}
+# Zendesk's limits and defaults for the lifetimes that a client requests, in seconds.
+ACCESS_TOKEN_LIFETIME = {'min': 300, 'max': 172_800, 'default': 1_800}
+REFRESH_TOKEN_LIFETIME = {'min': 604_800, 'max': 7_776_000, 'default': 2_592_000}
 KNOWN_SCOPES = {'read', 'write', 'users:read', 'users:write', 'tickets:read', 'tickets:write'}
 
-# The bodies that Zendesk sends with its refusals.
+# Zendesk's error descriptions.
 ERRORS = {
     'invalid_grant': 'The provided access grant is invalid, expired, or revoked (e.g. invalid assertion, expired '
     'authorization token, bad end-user password credentials, or mismatching authorization code and redirection URI).',
@@ -73,8 +62,8 @@ ERRORS = {
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
 app.jinja_env.globals['app_origin'] = APP_ORIGIN
-simulator_script.follow_scripts(app)
-simulator_controls.add_control_page(app)
+add_fault_injection(app)
+add_control_page(app)
 
 
 # --- The consent page: GET and POST /oauth/authorizations/new --- #
@@ -82,24 +71,24 @@ simulator_controls.add_control_page(app)
 
 @app.get('/oauth/authorizations/new')
 def ask_for_consent() -> ResponseReturnValue:
-    """Show who may allow the app to do what; or why nobody can."""
-    problem = check_authorization_request()
-    if problem is not None:
-        return problem
+    """Show the consent page, or an error page if the authorization request is invalid."""
+    error = check_authorization_request()
+    if error is not None:
+        return error
     with database() as db:
         candidates = users(db).values()
     return render_template('consent.html', client_id=CLIENT_ID, scope=request.args['scope'], users=candidates)
 
 
 @app.post('/oauth/authorizations/new')
-def answer_consent() -> ResponseReturnValue:
-    """Send the browser back to the app: with a code after "Allow", with an error after "Deny"."""
-    problem = check_authorization_request()
-    if problem is not None:
-        return problem
+def submit_consent() -> ResponseReturnValue:
+    """Redirect to the client with a code after "Allow", or with an error after "Deny"."""
+    error = check_authorization_request()
+    if error is not None:
+        return error
     if request.form.get('decision') != 'allow':
         logger.info('Practice Zendesk: the user denied access')
-        return refuse_to_the_app('access_denied')
+        return redirect_with_error('access_denied')
     code = secrets.token_hex(32)
     with database() as db:
         user = next((user for user in users(db).values() if str(user['id']) == request.form.get('user_id')), None)
@@ -116,25 +105,25 @@ def answer_consent() -> ResponseReturnValue:
                 time.time() + CODE_LIFETIME,
             ),
         )
-    logger.info('Practice Zendesk: {} allowed access, a code was issued', user['name'])
-    return back_to_the_app(code=code)
+    logger.info('Practice Zendesk: {} allowed access: issued a code', user['name'])
+    return redirect_to_client(code=code)
 
 
 def check_authorization_request() -> ResponseReturnValue | None:
-    """Return the refusal that an authorization request deserves, if any (RFC 6749, section 4.1.2.1)."""
-    # As long as the address to go back to is in doubt, nobody is sent there.
+    """Return an error response if the authorization request is invalid (RFC 6749, section 4.1.2.1)."""
+    # Do not redirect to an address that is not verified.
     if request.args.get('client_id') != CLIENT_ID:
         return invalid_authorization_request('No such client')
     if request.args.get('redirect_uri') != REDIRECT_URI:
         return invalid_authorization_request('invalid_request: the redirect URI is not one of the client’s.')
     if request.args.get('response_type') != 'code':
-        return refuse_to_the_app('unsupported_response_type')
+        return redirect_with_error('unsupported_response_type')
     if not request.args.get('scope', '').split():
         return render_template('invalid.html', title='Forbidden', reason='The scope is missing.'), 403
     if 'code_challenge' in request.args or 'code_challenge_method' in request.args:
         challenge = request.args.get('code_challenge', '')
         if request.args.get('code_challenge_method') != 'S256' or not re.fullmatch(r'[\w-]{43}', challenge, re.ASCII):
-            return refuse_to_the_app('invalid_request')
+            return redirect_with_error('invalid_request')
     return None
 
 
@@ -142,28 +131,28 @@ def invalid_authorization_request(reason: str) -> ResponseReturnValue:
     return render_template('invalid.html', title='Invalid Authorization Request', reason=reason), 400
 
 
-def refuse_to_the_app(error: str) -> ResponseReturnValue:
-    return back_to_the_app(error=error, error_description=ERRORS[error])
+def redirect_with_error(error: str) -> ResponseReturnValue:
+    return redirect_to_client(error=error, error_description=ERRORS[error])
 
 
-def back_to_the_app(**answer: str) -> ResponseReturnValue:
-    """Redirect to the app with the answer, and the `state` it came with."""
+def redirect_to_client(**parameters: str) -> ResponseReturnValue:
+    """Redirect to the client's redirect URI with these parameters and the request's `state`."""
     if 'state' in request.args:
-        answer['state'] = request.args['state']
-    return redirect(f'{REDIRECT_URI}?{urlencode(answer)}')
+        parameters['state'] = request.args['state']
+    return redirect(f'{REDIRECT_URI}?{urlencode(parameters)}')
 
 
 # --- The token endpoint: POST /oauth/tokens --- #
 
 
-class Refusal(Exception):
-    """An error answer of the token endpoint (RFC 6749, section 5.2)."""
+class TokenError(Exception):
+    """An error response of the token endpoint (RFC 6749, section 5.2)."""
 
 
-@app.errorhandler(Refusal)
-def refuse(refusal: Refusal) -> ResponseReturnValue:
-    error = str(refusal)
-    logger.info('Practice Zendesk: the token endpoint answers {}', error)
+@app.errorhandler(TokenError)
+def show_token_error(exception: TokenError) -> ResponseReturnValue:
+    error = str(exception)
+    logger.info('Practice Zendesk: rejected a token request: {}', error)
     headers = {'WWW-Authenticate': 'Basic realm="OAuth2 Token Endpoint"'} if error == 'invalid_client' else {}
     body = jsonify(error=error, error_description=ERRORS[error])
     return body, 401 if error == 'invalid_client' else 400, headers
@@ -171,11 +160,11 @@ def refuse(refusal: Refusal) -> ResponseReturnValue:
 
 @app.post('/oauth/tokens')
 def issue_tokens() -> ResponseReturnValue:
-    """Trade a code or a refresh token for a new pair of tokens."""
+    """Exchange a code or a refresh token for new tokens."""
     form = read_token_request()
     grant_type = form.get('grant_type')
     if grant_type not in ('authorization_code', 'refresh_token'):
-        raise Refusal('unsupported_grant_type' if grant_type else 'invalid_request')
+        raise TokenError('unsupported_grant_type' if grant_type else 'invalid_request')
     check_client(form)
     access_lifetime = lifetime(form, 'expires_in', ACCESS_TOKEN_LIFETIME)
     refresh_lifetime = lifetime(form, 'refresh_token_expires_in', REFRESH_TOKEN_LIFETIME)
@@ -189,7 +178,7 @@ def issue_tokens() -> ResponseReturnValue:
             'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)',
             (access_token, refresh_token, user_id, scope, now + access_lifetime, now + refresh_lifetime),
         )
-    logger.info('Practice Zendesk: a new pair of tokens for a grant of type {}', grant_type)
+    logger.info('Practice Zendesk: issued tokens for a grant of type {}', grant_type)
     body = {
         'access_token': access_token,
         'refresh_token': refresh_token,
@@ -202,58 +191,59 @@ def issue_tokens() -> ResponseReturnValue:
 
 
 def read_token_request() -> dict[str, str]:
-    """Return the parameters, sent as JSON or as a form, as texts. None may stand there twice."""
+    """Return the parameters of a JSON or form body as strings. A repeated parameter is an error."""
     if request.is_json:
         data = request.get_json(silent=True)
         if not isinstance(data, dict):
-            raise Refusal('invalid_request')
+            raise TokenError('invalid_request')
         return {name: str(value) for name, value in data.items() if isinstance(value, (str, int))}
     if any(len(values) > 1 for _, values in request.form.lists()):
-        raise Refusal('invalid_request')
+        raise TokenError('invalid_request')
     return request.form.to_dict()
 
 
 def check_client(form: dict[str, str]) -> None:
-    """Demand the client's secret; in its place a code verifier will do when a code is traded."""
+    """Require the client secret. An exchange of a code may have a code verifier instead."""
     secret = form.get('client_secret')
     by_pkce = secret is None and form.get('grant_type') == 'authorization_code' and 'code_verifier' in form
     if form.get('client_id') != CLIENT_ID or not (by_pkce or same(secret or '', CLIENT_SECRET)):
-        raise Refusal('invalid_client')
+        raise TokenError('invalid_client')
 
 
-def lifetime(form: dict[str, str], name: str, bounds: dict[str, int]) -> int:
-    """Return the lifetime asked for. Zendesk does not say what it does beyond its bounds; here it is an error."""
-    text = form.get(name, str(bounds['default']))
-    if not re.fullmatch('[0-9]{1,9}', text) or not bounds['least'] <= int(text) <= bounds['most']:
-        raise Refusal('invalid_request')
+def lifetime(form: dict[str, str], name: str, limits: dict[str, int]) -> int:
+    """Return the requested lifetime, or the default."""
+    text = form.get(name, str(limits['default']))
+    # Zendesk does not document what it does with a lifetime outside its limits.
+    if not re.fullmatch('[0-9]{1,9}', text) or not limits['min'] <= int(text) <= limits['max']:
+        raise TokenError('invalid_request')
     return int(text)
 
 
 def redeem_code(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]:
-    """Use up a code and return the user and the scope that it stands for."""
+    """Delete the code and return its user and scope."""
     if not form.get('scope'):
-        raise Refusal('invalid_request')
+        raise TokenError('invalid_request')
     row = db.execute('SELECT * FROM codes WHERE code = ?', (form.get('code'),)).fetchone()
     if row is None or row['expires_at'] <= time.time() or row['redirect_uri'] != form.get('redirect_uri'):
-        raise Refusal('invalid_grant')
-    # A challenge obliges to a verifier, and without one a verifier has no business here (RFC 9700, section 2.1.1).
+        raise TokenError('invalid_grant')
+    # A challenge requires a verifier. A verifier without a challenge may be a PKCE downgrade (RFC 9700, section 2.1.1).
     verifier, challenge = form.get('code_verifier'), row['code_challenge']
     if (verifier is None) != (challenge is None):
-        raise Refusal('invalid_grant')
+        raise TokenError('invalid_grant')
     if verifier is not None and not same(s256(verifier), challenge):
-        raise Refusal('invalid_grant')
+        raise TokenError('invalid_grant')
     db.execute('DELETE FROM codes WHERE code = ?', (row['code'],))
-    # Of names that it does not know, Zendesk makes a token that opens nothing.
+    # Zendesk accepts unknown scope names, but they give the token no access.
     return row['user_id'], ' '.join(scope for scope in row['scope'].split() if scope in KNOWN_SCOPES)
 
 
 def redeem_refresh_token(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]:
-    """Delete the pair of a refresh token, both tokens of it, and return the user and the scope that it stood for."""
+    """Delete the refresh token and its access token, and return their user and scope."""
     row = db.execute('SELECT * FROM tokens WHERE refresh_token = ?', (form.get('refresh_token'),)).fetchone()
     if row is None or row['refresh_expires_at'] <= time.time():
-        raise Refusal('invalid_grant')
+        raise TokenError('invalid_grant')
     if not set(form.get('scope', '').split()) <= set(row['scope'].split()):
-        raise Refusal('invalid_scope')
+        raise TokenError('invalid_scope')
     db.execute('DELETE FROM tokens WHERE refresh_token = ?', (row['refresh_token'],))
     return row['user_id'], form.get('scope') or row['scope']
 
@@ -273,24 +263,19 @@ def same(one: str, other: str) -> bool:
 @app.get('/api/v2/users/me')
 @app.get('/api/v2/users/me.json')
 def show_self() -> ResponseReturnValue:
-    """Show the user whose access token this is; without credentials, an anonymous one."""
+    """Return the access token's user, or an anonymous user if the request has no credentials."""
     if 'Authorization' not in request.headers:
-        # What else Zendesk tells of its anonymous user is not documented.
+        # Zendesk does not document the other fields of its anonymous user.
         return {'user': {'id': None, 'name': 'Anonymous user', 'role': 'end-user'}}
     with database() as db:
-        row = living_token(db)
+        row = require_access_token(db)
         user = users(db)[row['user_id']]
     if not {'read', 'users:read'} & set(row['scope'].split()):
         return {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}, 403
 
-    logger.info('Practice Zendesk: 200, showing the user their profile')
-    more = {
-        'authenticity_token': secrets.token_urlsafe(32),
-        'active': True,
-        'verified': True,
-        'locale': 'en-US',
-    }
-    return {'user': {**user, **more}}
+    logger.info('Practice Zendesk: 200, returning the profile')
+    token = secrets.token_urlsafe(32)
+    return {'user': {**user, 'authenticity_token': token, 'active': True, 'verified': True, 'locale': 'en-US'}}
 
 
 # --- Revoking: DELETE /api/v2/oauth/tokens/current --- #
@@ -299,28 +284,28 @@ def show_self() -> ResponseReturnValue:
 @app.delete('/api/v2/oauth/tokens/current')
 @app.delete('/api/v2/oauth/tokens/current.json')
 def revoke_token() -> ResponseReturnValue:
-    """Delete the access token that the request is made with; its refresh token goes with it."""
+    """Delete the request's access token and its refresh token."""
     with database() as db:
-        db.execute('DELETE FROM tokens WHERE access_token = ?', (living_token(db)['access_token'],))
-    logger.info('Practice Zendesk: 204, the tokens are revoked')
+        db.execute('DELETE FROM tokens WHERE access_token = ?', (require_access_token(db)['access_token'],))
+    logger.info('Practice Zendesk: 204, revoked the tokens')
     return '', 204
 
 
-# --- Who calls --- #
+# --- Access tokens --- #
 
 
 class Unauthorized(Exception):
-    """The request has no access token that is alive; holds the body and the challenge of the 401."""
+    """The request has no valid access token. The arguments are the body and the challenge of the 401."""
 
 
 @app.errorhandler(Unauthorized)
-def refuse_credentials(refusal: Unauthorized) -> ResponseReturnValue:
-    body, challenge = refusal.args
+def show_unauthorized(exception: Unauthorized) -> ResponseReturnValue:
+    body, challenge = exception.args
     return body, 401, {'WWW-Authenticate': challenge}
 
 
-def living_token(db: sqlite3.Connection) -> sqlite3.Row:
-    """Return what was issued with the request's access token."""
+def require_access_token(db: sqlite3.Connection) -> sqlite3.Row:
+    """Return the database row of the request's access token. Raise Unauthorized if it is missing or not valid."""
     kind, _, token = request.headers.get('Authorization', '').partition(' ')
     if kind.lower() != 'bearer':
         raise Unauthorized({'error': "Couldn't authenticate you"}, 'Basic realm="Web Password"')
@@ -338,53 +323,57 @@ def living_token(db: sqlite3.Connection) -> sqlite3.Row:
 
 @app.errorhandler(HTTPException)
 def show_http_error(error: HTTPException) -> ResponseReturnValue:
-    """Show Flask's own errors, such as an address without a page, as a page of ours."""
+    """Show HTTP errors such as 404 in the style of the other pages."""
     response = error.get_response()
     response.content_type = 'text/html; charset=utf-8'
     response.set_data(render_template('invalid.html', title=error.name, reason=error.description))
     return response
 
 
+@app.before_request
+def reject_other_hosts() -> ResponseReturnValue | None:
+    """Reject control requests with a foreign Host header: another site's name may point here (DNS rebinding)."""
+    local = re.sub(r':\d*$', '', request.host) in ('localhost', '127.0.0.1')
+    return None if local or not request.path.startswith('/practice') else ({'error': 'unknown host'}, 400)
+
+
 @app.after_request
 def add_headers(response: Response) -> Response:
-    # The consent form's answer redirects to the app, and browsers hold form-action against that, too.
+    # Browsers also check form-action for the redirect after a form, and the consent form redirects to the app.
     response.headers['Content-Security-Policy'] = (
         "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
         f"form-action 'self' {APP_ORIGIN}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
-    response.headers.setdefault('Cache-Control', 'no-store')  # tokens and calls go on
-    # With no-referrer, browsers would not tell where the control page's forms come from.
+    response.headers.setdefault('Cache-Control', 'no-store')  # tokens and requests change
+    # With no-referrer, browsers send "Origin: null" with the control page's forms.
     response.headers['Referrer-Policy'] = 'same-origin'
     return response
 
 
 class QuietHandler(WSGIRequestHandler):
-    """The built-in server without its log: the lines above tell the story, and addresses here hold codes."""
+    """Serve requests without Werkzeug's access log: the URLs contain authorization codes."""
 
     def log(self, type: str, message: str, *args: object) -> None:
         pass
 
+    def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
+        """Close the connection of a lost response. Werkzeug would wait for another request on it."""
+        self.close_connection = True
+
 
 def server(port: int) -> BaseWSGIServer:
-    """Return the server, listening on this machine only."""
+    """Return a server that listens on the loopback interface. Exit with a message if the port is in use."""
     return make_server('127.0.0.1', port, app, threaded=True, request_handler=QuietHandler)
 
 
+def serve(port: int) -> None:
+    """Serve the practice Zendesk until the process ends."""
+    listening = server(port)
+    logger.info('Practice Zendesk: serving http://localhost:{} for the client {}', port, CLIENT_ID)
+    listening.serve_forever()
+
+
 def serve_in_background(port: int = PORT) -> None:
-    """Serve the practice Zendesk for as long as the process lives."""
+    """Serve the practice Zendesk in a thread until the process ends."""
     threading.Thread(target=server(port).serve_forever, name='practice Zendesk', daemon=True).start()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description='A practice Zendesk on this machine.')
-    parser.add_argument('--port', type=int, choices=range(1, 65536), metavar='PORT', default=PORT)
-    port = parser.parse_args().port
-    ports.stop_if_taken(port, 'With --port it can have another one')
-    logger.info('The practice Zendesk is at http://localhost:{} (client {})', port, CLIENT_ID)
-    with contextlib.suppress(KeyboardInterrupt):
-        server(port).serve_forever()
-
-
-if __name__ == '__main__':
-    main()

@@ -1,0 +1,102 @@
+"""A client of the practice Zendesk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from practice_zendesk import faults, server
+from practice_zendesk.database import USERS
+
+AGENT = next(iter(USERS))
+VERIFIER = 'v' * 43
+CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).decode().rstrip('=')
+
+
+class PracticeClient(FlaskClient):
+    """Flask's test client, with the requests of the app and of its user. A parameter that is None is left out."""
+
+    def authorize(self, method: str = 'GET', form: dict | None = None, **changes) -> TestResponse:
+        """Open the consent page, or send its form."""
+        query = {
+            'response_type': 'code',
+            'client_id': server.CLIENT_ID,
+            'redirect_uri': server.REDIRECT_URI,
+            'scope': 'users:read',
+            'state': 'the-state',
+            'code_challenge': CHALLENGE,
+            'code_challenge_method': 'S256',
+            **changes,
+        }
+        return self.open('/oauth/authorizations/new', method=method, query_string=given(query), data=form)
+
+    def decide(self, decision: str = 'allow', user_id: int | str = AGENT, **changes) -> TestResponse:
+        return self.authorize('POST', {'decision': decision, 'user_id': str(user_id)}, **changes)
+
+    def parameters(self, response: TestResponse) -> dict[str, str]:
+        """Return the query of a redirect to the client."""
+        assert response.location.startswith(f'{server.REDIRECT_URI}?')
+        return dict(parse_qsl(urlsplit(response.location).query))
+
+    def code(self, **kwargs) -> str:
+        """Allow access and return the code."""
+        return self.parameters(self.decide(**kwargs))['code']
+
+    def exchange(self, code: str, encoding: str = 'data', **changes) -> TestResponse:
+        """Exchange the code, with the parameters encoded as a form ("data") or as "json"."""
+        parameters = {
+            'grant_type': 'authorization_code',
+            'code': code,
+            'client_id': server.CLIENT_ID,
+            'client_secret': server.CLIENT_SECRET,
+            'redirect_uri': server.REDIRECT_URI,
+            'scope': 'users:read',
+            'code_verifier': VERIFIER,
+            'expires_in': 360,
+            'refresh_token_expires_in': 604800,
+            **changes,
+        }
+        return self.post('/oauth/tokens', **{encoding: given(parameters)})
+
+    def grant(self, **kwargs) -> dict:
+        """Allow access and return the tokens."""
+        return self.exchange(self.code(**kwargs)).json
+
+    def refresh(self, tokens: dict, **changes) -> TestResponse:
+        form = {
+            'grant_type': 'refresh_token',
+            'refresh_token': tokens['refresh_token'],
+            'client_id': server.CLIENT_ID,
+            'client_secret': server.CLIENT_SECRET,
+            'scope': 'users:read',
+            'expires_in': 360,
+            'refresh_token_expires_in': 604800,
+            **changes,
+        }
+        return self.post('/oauth/tokens', data=given(form))
+
+    def show_self(self, tokens: dict, path: str = '/api/v2/users/me') -> TestResponse:
+        return self.get(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
+
+    def revoke(self, tokens: dict, path: str = '/api/v2/oauth/tokens/current') -> TestResponse:
+        return self.delete(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
+
+
+def given(parameters: dict) -> dict:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch) -> PracticeClient:
+    """A client of a practice Zendesk that has issued nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server.app, 'testing', True)
+    monkeypatch.setattr(server.app, 'test_client_class', PracticeClient)
+    faults.set_faults([])
+    faults._request_log.clear()
+    return server.app.test_client()
