@@ -1,1 +1,33 @@
-"""An OAuth client for Zendesk."""
+"""
+An OAuth client for Zendesk, for web apps: the authorization code flow with PKCE, and refresh tokens that rotate.
+
+    oauth = ZendeskOAuth(
+        zendesk_url='https://mondocam.zendesk.com',
+        client_id='my_oauth_app',
+        client_secret=os.environ['ZENDESK_CLIENT_SECRET'],
+        redirect_uri='https://app.example.com/zendesk/oauth/callback',
+        scope='users:read',
+        store=JsonFileStore('users.json'),
+    )
+    response = oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+
+It reads no settings, knows no web framework, and logs to the standard logger `zendesk_oauth`.
+"""
+
+from zendesk_oauth import errors
+from zendesk_oauth.authorization import AuthorizationRequest
+from zendesk_oauth.client import ZendeskOAuth
+from zendesk_oauth.endpoints import fingerprints, user_from
+from zendesk_oauth.stores import JsonFileStore, Store
+from zendesk_oauth.transport import Response
+
+__all__ = [
+    'AuthorizationRequest',
+    'JsonFileStore',
+    'Response',
+    'Store',
+    'ZendeskOAuth',
+    'errors',
+    'fingerprints',
+    'user_from',
+]

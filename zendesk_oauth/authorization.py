@@ -1,11 +1,10 @@
 """
-Authorization requests: each one belongs to the browser that made it, works once, and lasts ten minutes.
+Authorization requests: each one is bound to one browser, is valid for ten minutes, and is used once.
 
-A request is its `state`, 256 random bits that go to Zendesk and come back with the answer. The browser that started
-it keeps a signed cookie of its own for each request: so two tabs do not disturb each other, and no answer to one tab
-overwrites what another has set. The cookie holds a hash of the state; the PKCE code verifier is computed from the
-state and the app's secret key. So neither can be read out of the cookie, and nothing is stored for a visitor who never
-comes back.
+A request is identified by its `state`, 256 random bits that go to Zendesk and come back. The browser keeps one signed
+cookie per request, so parallel tabs cannot interfere with each other. The cookie's name carries the time; its value is
+a signature of time, state and user. The PKCE code verifier is computed from the state and the client secret. So nothing
+is stored for a user who never comes back, and the cookie reveals neither state nor verifier.
 """
 
 from __future__ import annotations
@@ -13,249 +12,198 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import re
 import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Response, after_this_request, current_app, request
-from itsdangerous import BadSignature, SignatureExpired, TimestampSigner
-from loguru import logger
-from werkzeug.datastructures import MultiDict
-
-import backend_code
-from settings import current_settings
-from zendesk_oauth import endpoints as zendesk
-from zendesk_oauth.errors import Problem
-from zendesk_oauth.fingerprints import fingerprint
+from zendesk_oauth.endpoints import fingerprint
+from zendesk_oauth.errors import (
+    AccessDenied,
+    AuthorizationError,
+    AuthorizationExpired,
+    StateCookieMissing,
+    setup_error,
+)
 
 LIFETIME = 600  # seconds
-COOKIE_LIFETIME = 3600  # seconds; longer, so that a late answer can be told from a foreign one
-MAX_PENDING = 8  # requests of one browser; the oldest go first
-COOKIE_PREFIX = 'zendesk_oauth_request_'
+COOKIE_LIFETIME = 3600  # seconds; longer than LIFETIME, to tell an expired request from an unknown one
+CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
+COOKIE_NAME = 'zendesk_oauth_request_'
+
+log = logging.getLogger('zendesk_oauth')
 
 
-class AnswerRefused(Problem):
-    """The answer does not belong to a request that this browser has open."""
-
-    status = 400
-    title = 'This answer cannot be used'
-    advice = 'It was used before, or it belongs to another browser. If you have granted access already, all is well.'
-    way_on = ('/grant_access', 'Start again')
-
-
-class NoCookies(AnswerRefused):
-    """This browser has no cookie of the app's at all."""
-
-    title = 'This browser is not the one that asked'
-
-    def __init__(self, origin: str) -> None:
-        super().__init__(
-            'the browser sent none of the cookies that bind the request to it: the visit started in another browser, '
-            f'or under another name than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or long ago; '
-            f'or cookies are blocked. Start at {origin}, with cookies allowed'
-        )
-        self.advice = (
-            f'Please start at {origin}, under exactly this name, with cookies allowed, and finish in the same browser.'
-        )
-        self.way_on = (origin, 'Start again')
-
-
-class TookTooLong(AnswerRefused):
-    """The request is older than ten minutes."""
-
-    title = 'That took too long'
-    advice = 'A request for access is good for ten minutes. Please start again.'
-
-
-class AccessNotGranted(Problem):
-    """Zendesk reports an error in place of a code (RFC 6749, section 4.1.2.1)."""
-
-    way_on = ('/grant_access', 'Try again')
-
-    def __init__(self, cause: str, status: int, title: str, advice: str) -> None:
-        super().__init__(cause)
-        self.status, self.title, self.advice = status, title, advice
-
-
-def begin() -> tuple[str, str]:
+@dataclass(frozen=True)
+class AuthorizationRequest:
     """
-    Open an authorization request for this browser and return its `state` and its PKCE code verifier.
+    A pending authorization request: `state` and `code_challenge` go to Zendesk, the cookie goes to the browser.
 
-    The cookie that binds the request to the browser goes out with the response.
+    `cookie_options` are keywords of a framework's `set_cookie`. All cookies of pending requests have names that begin
+    with `cookie_prefix`, and the newest one sorts last.
     """
-    state = secrets.token_urlsafe(32)
-    digest = _digest(state)
-    pending = _oldest_first()
 
-    @after_this_request
-    def remember(response: Response) -> Response:
-        for name in pending[: max(0, len(pending) + 1 - MAX_PENDING)]:
-            _forget(response, name)
-        value = _signer().sign(digest).decode()
-        response.set_cookie(
-            _cookie_name(digest), value, max_age=COOKIE_LIFETIME, **current_settings().cookie_attributes
+    state: str = field(repr=False)
+    code_challenge: str = field(repr=False)
+    cookie_prefix: str
+    cookie_name: str
+    cookie_value: str = field(repr=False)
+    cookie_options: dict[str, Any]
+
+
+class Authorization:
+    """Begin and complete the authorization requests of one OAuth client."""
+
+    def __init__(self, *, client_secret: str, redirect_uri: str, scope: str, issuer: str) -> None:
+        self._key = hmac.digest(client_secret.encode(), b'zendesk_oauth: authorization requests', 'sha256')
+        self._redirect_uri, self._scope, self._issuer = redirect_uri, scope, issuer
+        self._https = urlsplit(redirect_uri).scheme == 'https'
+        # With the prefix __Host-, browsers accept the cookie only from this very host, over https.
+        self._cookie_prefix = ('__Host-' if self._https else '') + COOKIE_NAME
+
+    def begin(self, user_id: str | None) -> AuthorizationRequest:
+        """Return a new authorization request, bound to the browser and, unless it is None, to the user."""
+        state, started = secrets.token_urlsafe(32), int(time.time())
+        log.debug('The state of the authorization request is %s', fingerprint(state))
+        return AuthorizationRequest(
+            state=state,
+            code_challenge=code_challenge(self.code_verifier(state)),
+            cookie_prefix=self._cookie_prefix,
+            cookie_name=f'{self._cookie_prefix}{started}_{digest(state)[:16]}',
+            cookie_value=self._signature(started, state, user_id),
+            # Lax: the browser sends the cookie when Zendesk redirects it back, and not with other cross-site requests.
+            cookie_options={
+                'max_age': COOKIE_LIFETIME,
+                'secure': self._https,
+                'httponly': True,
+                'samesite': 'Lax',
+            },
         )
-        return response
 
-    logger.debug('The state of the request is {}', fingerprint(state))
-    return state, _code_verifier(state)
+    def verified_state(
+        self, query: Mapping[str, str], cookies: Mapping[str, str], user_id: str | None
+    ) -> tuple[str, int]:
+        """
+        Return the state of the callback, and when it can be forgotten (seconds since 1970).
 
+        This browser and user must have begun its request less than LIFETIME seconds ago.
 
-def unanswered() -> bool:
-    """Tell whether this browser was sent to Zendesk before, and has not come back with an answer."""
-    if not _oldest_first():
-        return False
-    logger.info(
-        'The visitor was sent to Zendesk before, and has not come back. If Zendesk showed an error, check '
-        'ZENDESK_CLIENT_ID ("No such client": it is the Identifier, a text and not a number), REDIRECT_URI '
-        '("invalid_request": it is one of the Redirect URLs, to the letter) and ZENDESK_SUBDOMAIN ("no help desk": it '
-        "is the account's own, not a brand's)"
-    )
-    return True
+        Verify it before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
+
+        Raises:
+            StateCookieMissing: the browser sent no cookie of an authorization request.
+            AuthorizationExpired: the request is too old.
+            AuthorizationError: the state is missing, malformed or unknown.
+        """
+        state = _only(query, 'state')
+        name_pattern = re.compile(f'{self._cookie_prefix}([0-9]{{1,12}})_{re.escape(digest(state)[:16])}')
+        pending = [name for name in cookies if name.startswith(self._cookie_prefix)]
+        for name in pending:
+            match = name_pattern.fullmatch(name)
+            started = int(match[1]) if match else 0
+            if match and hmac.compare_digest(
+                cookies[name].encode('utf-8', 'replace'), self._signature(started, state, user_id).encode()
+            ):
+                if not -CLOCK_SKEW <= time.time() - started <= LIFETIME:
+                    raise AuthorizationExpired('The authorization request has expired. The user can start again')
+                return state, started + LIFETIME + 2 * CLOCK_SKEW
+        if not pending:
+            origin = '{0.scheme}://{0.netloc}'.format(urlsplit(self._redirect_uri))
+            raise StateCookieMissing(
+                'The browser sent no cookie of an authorization request: the request was started in another browser, '
+                f'under another name than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or long ago; '
+                f'or cookies are blocked. Start at {origin}, with cookies allowed',
+                advice=f'Please start at {origin}, under exactly this name, with cookies allowed, and finish in the '
+                'same browser.',
+            )
+        raise AuthorizationError(
+            'The state does not belong to a pending authorization request of this browser. The link was probably '
+            'opened in another browser. No action needed'
+        )
+
+    def code(self, query: Mapping[str, str]) -> str:
+        """
+        Return the authorization code of a callback whose state is verified.
+
+        Raises:
+            AccessDenied, AuthorizationError, SetupError: Zendesk sent an error (RFC 6749, section 4.1.2.1).
+            AuthorizationError: the callback is of another issuer (RFC 9207), or has no valid code.
+        """
+        if 'iss' in query and _only(query, 'iss') != self._issuer:
+            raise AuthorizationError('The callback names another issuer: it may come from another server')
+        if 'error' in query:
+            error = query['error']
+            if error in SETUP_ERROR_CODES:
+                raise setup_error(error, self._scope)
+            raise _authorization_error(error)
+        code = _only(query, 'code')
+        if len(code) > 1024:
+            raise AuthorizationError('The code is longer than any that Zendesk sends')
+        return code
+
+    def code_verifier(self, state: str) -> str:
+        """Return the PKCE code verifier, 43 characters that only this client can compute (RFC 7636, section 4.1)."""
+        return self._mac(f'code verifier {state}')
+
+    def _signature(self, started: int, state: str, user_id: str | None) -> str:
+        return self._mac(f'cookie {started} {state} {user_id or ""}')
+
+    def _mac(self, message: str) -> str:
+        return _base64url(hmac.digest(self._key, message.encode('utf-8', 'replace'), 'sha256'))
 
 
 def code_challenge(code_verifier: str) -> str:
-    """Return the challenge for a verifier by the method S256 (RFC 7636, section 4.2)."""
-    return _base64url(hashlib.sha256(code_verifier.encode()).digest())
+    """Return the code challenge of a verifier, by the method S256 (RFC 7636, section 4.2)."""
+    return digest(code_verifier)
 
 
-def redeem(answer: MultiDict[str, str]) -> str:
-    """
-    Check that the answer's `state` is that of a request open in this browser, close the request, and return its code
-    verifier.
+def digest(text: str) -> str:
+    return _base64url(hashlib.sha256(text.encode()).digest())
 
-    Nothing else in the answer means anything before this (RFC 9700, sections 2.1 and 4.7).
 
-    Raises:
-        NoCookies: the browser sent none of the app's cookies.
-        AnswerRefused: the state is missing, malformed, foreign or used; the browser's other requests stay open.
-        TookTooLong: the request is more than LIFETIME seconds old.
-    """
-    state = _only(answer, 'state')
-    digest = _digest(state)
-    name = _cookie_name(digest)
-    try:
-        known = _signer().unsign(request.cookies.get(name, ''), max_age=LIFETIME).decode() == digest
-    except SignatureExpired as error:
-        _close(name)
-        raise TookTooLong('the authorization request is too old. The visitor can start again') from error
-    except BadSignature:
-        known = False
-    if not known and backend_code.current_user_id() is None and not _oldest_first():
-        raise NoCookies(current_settings().origin)
-    if not known:
-        raise AnswerRefused(
-            'the state is not that of a request open in this browser: the page was opened twice, or the answer belongs '
-            'to another browser. Nothing to do'
+# The errors of an authorization response that wrong settings cause (RFC 6749, section 4.1.2.1).
+SETUP_ERROR_CODES = {'invalid_request', 'unauthorized_client', 'unsupported_response_type', 'invalid_scope'}
+
+
+def _authorization_error(error: str) -> AuthorizationError:
+    """Return the error for any other code."""
+    if error == 'access_denied':
+        return AccessDenied('The user did not grant access')
+    if error == 'temporarily_unavailable':
+        return AuthorizationError(
+            'Zendesk is temporarily unavailable. Try again later',
+            status=503,
+            title='Zendesk is busy',
+            advice='Please try again in a moment.',
         )
-    _close(name)
-    # The cookie goes with the answer; what arrives at the same moment, at any of the app's processes, is stopped here.
-    if not backend_code.users_db().first_use(digest, LIFETIME + 60):
-        raise AnswerRefused('the state was used a moment ago: the page was opened twice. Nothing to do')
-    logger.info('Back from Zendesk with the state {}, that of a request of this browser', fingerprint(state))
-    return _code_verifier(state)
+    if error == 'server_error':
+        return AuthorizationError(
+            'Zendesk had an internal error. Try again later',
+            status=502,
+            title='Zendesk could not answer',
+            advice='Please try again in a moment.',
+        )
+    return AuthorizationError(
+        'Zendesk reported an error that is not in RFC 6749',
+        title='Access was not granted',
+        advice='Zendesk reported an error. Please try again.',
+    )
 
 
-def granted_code(answer: MultiDict[str, str]) -> str:
-    """
-    Return the authorization code of an answer whose state has been redeemed.
-
-    Raises:
-        AccessNotGranted, zendesk.SetupError: Zendesk sent an error instead (RFC 6749, section 4.1.2.1).
-        AnswerRefused: another server's answer (RFC 9207), or no code that could be one.
-    """
-    if 'iss' in answer and _only(answer, 'iss') != current_settings().zendesk_url:
-        raise AnswerRefused('the answer names another issuer than ours: it may come from another server')
-    if 'error' in answer:
-        error = answer['error']
-        blame = zendesk.setup_error(error) if error in BLAMES_THE_SETTINGS else None
-        raise blame or AccessNotGranted(*ERRORS.get(error, UNKNOWN_ERROR))
-    code = _only(answer, 'code')
-    if len(code) > 1024:
-        raise AnswerRefused('the code is longer than any that Zendesk sends')
-    return code
-
-
-# What an authorization server may send (RFC 6749, section 4.1.2.1): errors that blame the settings; and the others,
-# with the cause for the log, then status, title and advice of the page.
-BLAMES_THE_SETTINGS = ('invalid_request', 'unauthorized_client', 'unsupported_response_type', 'invalid_scope')
-ERRORS = {
-    'access_denied': (
-        'The visitor did not grant access',
-        403,
-        'Access was not granted',
-        'You can still grant it: the app cannot show your profile without it.',
-    ),
-    'temporarily_unavailable': (
-        'Zendesk is temporarily unavailable. Nothing to do but wait',
-        503,
-        'Zendesk is busy',
-        'Please try again in a moment.',
-    ),
-    'server_error': (
-        'Zendesk had an error of its own. Nothing to do but wait',
-        502,
-        'Zendesk could not answer',
-        'Please try again in a moment.',
-    ),
-}
-UNKNOWN_ERROR = (
-    'Zendesk reported an error with a code that is not in RFC 6749',
-    400,
-    'Access was not granted',
-    'Zendesk reported an error. Please try again.',
-)
-
-
-def _only(answer: MultiDict[str, str], name: str) -> str:
-    """Return the parameter that must be there exactly once, in visible ASCII."""
-    values = answer.getlist(name)
-    if len(values) != 1 or not re.fullmatch(r'[!-~]+', values[0]):
-        raise AnswerRefused(f'the parameter {name} is missing, malformed or repeated: this is no answer of Zendesk')
-    return values[0]
-
-
-def _digest(state: str) -> str:
-    return _base64url(hashlib.sha256(state.encode()).digest())
-
-
-def _code_verifier(state: str) -> str:
-    """Compute the verifier: 43 characters that only the app can know (RFC 7636, section 4.1)."""
-    key = str(current_app.secret_key).encode()
-    return _base64url(hmac.digest(key, b'code verifier ' + state.encode(), 'sha256'))
+def _only(query: Mapping[str, str], name: str) -> str:
+    """Return the parameter, which must be there exactly once, in visible ASCII."""
+    getlist = getattr(query, 'getlist', None)  # of Flask, Django and Starlette; a dict has one value per name
+    values = getlist(name) if getlist else [query[name]] if name in query else []
+    if len(values) != 1 or not re.fullmatch('[!-~]+', values[0]):
+        raise AuthorizationError(
+            f'The parameter {name} is missing, malformed or repeated: this is not a response of Zendesk'
+        )
+    return str(values[0])
 
 
 def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b'=').decode()
-
-
-def _signer() -> TimestampSigner:
-    return TimestampSigner(str(current_app.secret_key), salt='authorization request')
-
-
-def _oldest_first() -> list[str]:
-    """Return the names of the cookies of this browser's requests, forged ones first."""
-    made = {}
-    for name, value in request.cookies.items():
-        if name.startswith(_cookie_name('')):
-            try:
-                made[name] = _signer().unsign(value, return_timestamp=True)[1].timestamp()
-            except BadSignature:
-                made[name] = 0
-    return sorted(made, key=lambda name: made[name])
-
-
-def _cookie_name(digest: str) -> str:
-    return current_settings().cookie_prefix + COOKIE_PREFIX + digest[:16]
-
-
-def _close(name: str) -> None:
-    """Let the browser forget the request with whatever response this one gets."""
-
-    @after_this_request
-    def forget(response: Response) -> Response:
-        _forget(response, name)
-        return response
-
-
-def _forget(response: Response, name: str) -> None:
-    response.delete_cookie(name, **current_settings().cookie_attributes)

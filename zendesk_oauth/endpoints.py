@@ -1,229 +1,88 @@
-"""Everything the app says to Zendesk over HTTP, and the few ways in which that can fail."""
+"""Send requests to Zendesk, check its responses, and log each exchange with fingerprints in place of secrets."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from loguru import logger
+from zendesk_oauth import transport
+from zendesk_oauth.errors import (
+    SETUP_ERRORS,
+    AnonymousUser,
+    InsufficientScope,
+    InvalidGrant,
+    NewTokenRejected,
+    RateLimited,
+    ZendeskError,
+    ZendeskTimeout,
+    ZendeskUnavailable,
+    setup_error,
+)
+from zendesk_oauth.transport import Response
 
-from settings import current_settings
-from zendesk_oauth import transport as http_client
-from zendesk_oauth.errors import Problem
-from zendesk_oauth.fingerprints import fingerprints
-
-SCOPE = 'users:read'
-ACCESS_TOKEN_LIFETIME = 360  # seconds; Zendesk takes 300 to 172,800
-REFRESH_TOKEN_LIFETIME = 604800  # seconds; Zendesk takes 604,800 to 7,776,000
-
+TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it is sent in a header (RFC 6749, A.12; RFC 6750, section 2.1)
 MAX_RETRY_AFTER = 300  # seconds
+MAX_DEPTH = 20  # levels of a response that are logged: without a limit, a deeply nested one raises RecursionError
 
-TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it will stand in a header (RFC 6749, A.12; RFC 6750, 2.1)
-
-
-class ZendeskError(Problem):
-    """Zendesk did not do what was asked, or its answer was lost; what is stored stays as it is."""
-
-    status = 502
-    title = 'Zendesk could not answer'
-    advice = 'Please try again in a moment. If the app asks you for access then, grant it once more.'
+log = logging.getLogger('zendesk_oauth')
+exchange_log = logging.getLogger('zendesk_oauth.exchange')
 
 
-class InvalidGrant(ZendeskError):
-    """The code or the refresh token is spent, expired or revoked (RFC 6749, section 5.2): the user must grant again."""
-
-    status = 400
-    title = 'That took too long, or was used before'
-    advice = (
-        'Zendesk no longer accepts this answer: it is good for two minutes, and for one use. Please start again. '
-        'If this happens every time, the REDIRECT_URI of the app is not one of its Redirect URLs at Zendesk.'
-    )
-    way_on = ('/grant_access', 'Start again')
-
-
-class TooSlow(ZendeskError):
-    """No answer in time."""
-
-    status = 504
-    title = 'Zendesk did not answer in time'
-
-
-class Busy(ZendeskError):
-    """Zendesk limits the rate of requests (429) or is down for a while (503)."""
-
-    status = 503
-    title = 'Zendesk is busy'
-
-    def __init__(self, cause: str, retry_after: int) -> None:
-        super().__init__(cause)
-        self.retry_after = retry_after
-        self.advice = f'Please try again, in {retry_after} s at the earliest.'
-
-
-class SetupError(ZendeskError):
-    """A setting of the app, or of its OAuth client, is wrong: `what` and `remedy` tell visitor and developer alike."""
-
-    def __init__(self, answer: str, what: str, remedy: str) -> None:
-        super().__init__(f'Zendesk answered {answer}. {remedy}')
-        self.title = what
-        self.advice = f'For whoever runs the app: {remedy}. Then start the app again.'
-
-
-class PermissionMissing(ZendeskError):
-    """The token is valid, but does not allow this request (403). A refresh would not change that."""
-
-    status = 403
-    title = 'A permission is missing'
-    advice = (
-        'Zendesk does not let this app read your profile with the access you granted: the access lacks the permission '
-        f'{SCOPE}, or your Zendesk user has been demoted or suspended.'
-    )
-    way_on = ('/grant_access', 'Grant access again')
-
-
-class AccessTokenRefused(ZendeskError):
-    """Zendesk refuses an access token that was issued a moment ago."""
-
-    title = 'Zendesk refuses the new access token'
-    advice = 'Please try again, or grant access again.'
-    way_on = ('/grant_access', 'Grant access again')
-
-
-class NotSignedIn(ZendeskError):
-    """Zendesk answered as to somebody who is not signed in."""
-
-    title = 'Zendesk does not recognise you'
-    advice = (
-        'Zendesk answered as to an anonymous visitor. Please grant access again. If this happens every time, something '
-        'between the app and Zendesk takes the access token away.'
-    )
-    way_on = ('/grant_access', 'Grant access again')
-
-
-def exchange_code(code: str, code_verifier: str) -> dict[str, Any]:
+def send(
+    zendesk_url: str,
+    method: str,
+    path: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    form: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> Response:
     """
-    Trade an authorization code for an access and a refresh token (RFC 6749, section 4.1.3; RFC 7636, section 4.5).
+    Send one request to Zendesk and return the response, with any status.
+
+    `form` becomes the body; `timeout` is in seconds for the whole exchange.
+
+    Raises:
+        ZendeskTimeout: no response in time.
+        ZendeskError: no response, or one that is not HTTP.
+    """
+    try:
+        response = transport.send(method, zendesk_url + path, headers=headers, data=form, timeout=timeout)
+    except (TimeoutError, ConnectionError) as error:
+        if error.__cause__ is not None:
+            vars(error.__cause__).pop('request', None)  # error trackers would collect the form and the token
+        _log_exchange(method, path, headers or {}, form or {}, None)
+        if isinstance(error, TimeoutError):
+            raise ZendeskTimeout(f'{error}. Try again later') from error
+        raise ZendeskError(str(error)) from error
+    _log_exchange(method, path, headers or {}, form or {}, response)
+    return response
+
+
+def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Check the token endpoint's response to `form` and return the tokens (RFC 6749, sections 5.1 and 5.2).
 
     Returns:
-        `access_token`; and, where Zendesk sent one, `refresh_token` with its `refresh_token_expires_at` (seconds since
-        1970, None if Zendesk does not tell).
+        `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at` (seconds
+        since 1970, or None if Zendesk does not say).
 
     Raises:
-        InvalidGrant: the code is spent, older than 120 seconds, or does not belong to this request.
-        ZendeskError: anything else; the code may be spent.
+        InvalidGrant: the code or the refresh token is used, expired or revoked.
+        SetupError, ZendeskError: anything else.
     """
-    return _request_tokens(
-        grant_type='authorization_code',
-        redirect_uri=current_settings().redirect_uri,
-        code=code,
-        code_verifier=code_verifier,
-    )
-
-
-def refresh(refresh_token: str) -> dict[str, Any]:
-    """
-    Trade a refresh token for a new pair (RFC 6749, section 6). Zendesk deletes both old tokens as it does so.
-
-    Returns:
-        The same as exchange_code.
-
-    Raises:
-        InvalidGrant: the refresh token is spent, expired or revoked.
-        ZendeskError: anything else; the old pair may be alive.
-    """
-    if not TOKEN.fullmatch(refresh_token):
-        raise InvalidGrant('There is no refresh token: the OAuth client issues none, or somebody has edited it')
-    return _request_tokens(grant_type='refresh_token', refresh_token=refresh_token)
-
-
-def show_self(access_token: str) -> dict[str, str]:
-    """
-    Return the `name` and the `role` of the user who granted access, or `{'error': 'invalid_token'}`.
-
-    Zendesk's page: https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
-
-    Raises:
-        PermissionMissing: the token lacks the scope.
-        ZendeskError: anything else.
-    """
-    if not TOKEN.fullmatch(access_token):  # edited by hand: it cannot even stand in a header
-        return {'error': 'invalid_token'}
-    status, data = _call('GET', '/api/v2/users/me', access_token=access_token)
-    if status == 401:
-        return {'error': 'invalid_token'}
-    if status == 403:
-        raise PermissionMissing(
-            f"Zendesk answered 403: allow the scope {SCOPE} to the OAuth client, and see to the user's role"
-        )
-    if status != 200:
-        raise _unexpected(status)
-
-    user = data.get('user')
-    if not isinstance(user, dict):
-        raise ZendeskError('Zendesk answered 200 without a user')
-    # Without credentials that it accepts, Zendesk answers 200 with an "Anonymous user" who has no id.
-    if type(user.get('id')) is not int:
-        raise NotSignedIn(
-            'Zendesk answered 200 with an anonymous user: it took no notice of the access token. Check that no proxy '
-            'removes the Authorization header, and that the address in the settings is that of the API'
-        )
-    name, role = user.get('name'), user.get('role')
-    if not isinstance(name, str) or not isinstance(role, str):
-        raise ZendeskError('Zendesk answered 200 with a user whose name or role is not a text')
-    return {'name': _printable(name), 'role': _printable(role)}
-
-
-def revoke(access_token: str) -> dict[str, str]:
-    """
-    Have Zendesk delete the access token and its refresh token; return `{}`, or `{'error': 'invalid_token'}`.
-
-    The error means that this access token is dead already; its refresh token may be alive. Zendesk's page:
-    https://developer.zendesk.com/documentation/api-basics/authentication/revoking-oauth-token
-
-    Raises:
-        ZendeskError: the tokens may be alive.
-    """
-    if not TOKEN.fullmatch(access_token):
-        return {'error': 'invalid_token'}
-    status, _ = _call('DELETE', '/api/v2/oauth/tokens/current', access_token=access_token)
-    if status == 401:
-        return {'error': 'invalid_token'}
-    if not 200 <= status < 300:
-        raise ZendeskError(f'Zendesk answered {status} when asked to revoke the tokens')
-    return {}
-
-
-def setup_error(error: str) -> SetupError | None:
-    """Return what an error code means that blames the settings (RFC 6749, 4.1.2.1 and 5.2), or None for another one."""
-    if error == 'invalid_client' and current_settings().client_id_is_a_number:
-        return SetupError(error, *CLIENT_ID_IS_A_NUMBER)
-    return SetupError(error, *SETUP_ERRORS[error]) if error in SETUP_ERRORS else None
-
-
-def _request_tokens(**grant: str) -> dict[str, Any]:
-    """Ask the token endpoint, and check each field of its answer before anybody uses it."""
-    settings = current_settings()
-    form = {
-        **grant,
-        'client_id': settings.client_id,
-        'client_secret': settings.client_secret,
-        'scope': SCOPE,
-        # Zendesk keeps neither lifetime from one request to the next, and takes its defaults where they are missing.
-        'expires_in': ACCESS_TOKEN_LIFETIME,
-        'refresh_token_expires_in': REFRESH_TOKEN_LIFETIME,
-    }
-    status, data = _call('POST', '/oauth/tokens', form=form)
-    error = data.get('error') if 400 <= status < 500 else None
+    data, status, scope = _object(response), response.status_code, form.get('scope', '')
+    error = data.get('error') if 400 <= status < 500 and status != 429 else None
     if error == 'invalid_grant':
-        raise InvalidGrant(INVALID_GRANT[grant['grant_type']])
-    refusal = setup_error(str(error))
-    if refusal:
-        raise refusal
+        raise InvalidGrant(f'Zendesk responded with invalid_grant: {INVALID_GRANT[form["grant_type"]]}')
+    if isinstance(error, str) and error in SETUP_ERRORS:
+        raise setup_error(error, scope)
     if not 200 <= status < 300:
-        raise _unexpected(status)
+        raise unexpected_status(response, scope)
 
     tokens: dict[str, Any] = {'access_token': _token(data, 'access_token')}
     if 'refresh_token' in data:  # an old client without expiration gets none
@@ -231,114 +90,173 @@ def _request_tokens(**grant: str) -> dict[str, Any]:
         tokens['refresh_token_expires_at'] = _expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
-    if data.get('scope', SCOPE) != SCOPE:
-        logger.warning('Zendesk granted another scope than {}: check the scopes allowed to the OAuth client', SCOPE)
+    if scope and data.get('scope', scope) != scope:
+        log.warning('Zendesk granted a scope other than %s: check the scopes of the OAuth client', scope)
     return tokens
 
 
-# What the page says, and the remedy, on the page and in the log.
-CLIENT_ID_IS_A_NUMBER = (
-    "The app's client id is a number",
-    'Set ZENDESK_CLIENT_ID to the Identifier of the OAuth client, which is a text such as my_oauth_app',
-)
-_OTHER_CLIENT = (
-    'The OAuth client does not fit this app',
-    'In the Admin Center, check that the kind of the OAuth client is Confidential, and its Redirect URLs',
-)
-SETUP_ERRORS = {
-    'invalid_client': (
-        "Zendesk does not accept the app's client secret",
-        'Check ZENDESK_CLIENT_SECRET (copy it again, whole; if it is lost, make a new one in the Admin Center), and '
-        'that ZENDESK_CLIENT_ID is the Identifier of the same OAuth client',
-    ),
-    'invalid_scope': (
-        'The app is not allowed the permission it asks for',
-        f'In the Admin Center, allow the scope {SCOPE} to the OAuth client',
-    ),
-    'invalid_request': _OTHER_CLIENT,
-    'unauthorized_client': _OTHER_CLIENT,
-    'unsupported_grant_type': _OTHER_CLIENT,
-    'unsupported_response_type': _OTHER_CLIENT,
-}
 INVALID_GRANT = {
-    'authorization_code': 'Zendesk answered invalid_grant: the code is older than 120 seconds or was used before, or '
-    "REDIRECT_URI is not, to the letter, one of the OAuth client's Redirect URLs",
-    'refresh_token': 'Zendesk answered invalid_grant: the refresh token is spent, expired or revoked',
+    'authorization_code': 'the code is older than 120 seconds or was used before, or the redirect URI does not match '
+    "one of the OAuth client's Redirect URLs exactly",
+    'refresh_token': 'the refresh token is used, expired or revoked',
 }
+
+
+def user_from(response: Response) -> dict[str, str]:
+    """
+    Return the `name` and the `role` of the user from Zendesk's response to "Show self".
+
+    https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
+
+    Raises:
+        NewTokenRejected: 401. The caller has just refreshed the token, so another refresh would not help.
+        InsufficientScope: 403.
+        AnonymousUser: Zendesk ignored the access token.
+        ZendeskError: anything else.
+    """
+    if response.status_code == 401:
+        raise NewTokenRejected('Zendesk rejected the new access token (401): giving up')
+    if response.status_code == 403:
+        raise InsufficientScope(
+            'Zendesk responded with 403: allow the scope users:read to the OAuth client, and check the role of the '
+            'user',
+            advice='Zendesk does not let this app read your profile: the access that you granted lacks the permission '
+            'users:read, or your Zendesk user was demoted or suspended.',
+        )
+    if response.status_code != 200:
+        raise unexpected_status(response, 'users:read')
+
+    user = _object(response).get('user')
+    if not isinstance(user, dict):
+        raise ZendeskError('Zendesk responded with 200, but without a user')
+    # To a request without valid credentials Zendesk responds with 200 and an "Anonymous user", who has no id.
+    if type(user.get('id')) is not int:
+        raise AnonymousUser(
+            'Zendesk responded with an anonymous user: it ignored the access token. Check that no proxy removes the '
+            'Authorization header, and that the address in the settings is the address of the API'
+        )
+    name, role = user.get('name'), user.get('role')
+    if not isinstance(name, str) or not isinstance(role, str):
+        raise ZendeskError('Zendesk responded with a user whose name or role is not a string')
+    return {'name': _printable(name), 'role': _printable(role)}
+
+
+def unexpected_status(response: Response, scope: str) -> ZendeskError:
+    """Return the error for a status other than success or a documented OAuth error."""
+    status = response.status_code
+    if status in (429, 503):
+        retry_after = _retry_after(response.headers)
+        error, cause = (RateLimited, 'too many requests') if status == 429 else (ZendeskUnavailable, 'maintenance')
+        return error(
+            f'Zendesk responded with {status}, {cause}. Try again later',
+            retry_after=retry_after,
+            advice=f'Please try again, in {retry_after} s at the earliest.',
+        )
+    if status >= 500:
+        return ZendeskError(f'Zendesk responded with {status}. Try again later')
+    if status == 404 or 300 <= status < 400:
+        return setup_error('404' if status == 404 else 'a redirect', scope)
+    return ZendeskError(f'Zendesk returned an undocumented status: {status}')
+
+
+# --- Fingerprints, and the record of each exchange --- #
+
+
+def fingerprint(secret: str) -> str:
+    """
+    Return `#` and eight hexadecimal digits of the SHA-256 of a token or code, to identify it in the log.
+
+    They are too few to find a random token, and enough to tell two tokens apart. Not for passwords, which can be
+    guessed.
+    """
+    return '#' + hashlib.sha256(secret.encode('utf-8', 'replace')).hexdigest()[:8]
+
+
+def fingerprints(data: Mapping[str, Any]) -> str:
+    """Return the fingerprints of the code and the tokens in `data`, such as "access token #0c6a5db0"."""
+    names = ('code', 'access_token', 'refresh_token')
+    found = {name.replace('_', ' '): data[name] for name in names if isinstance(data.get(name), str) and data[name]}
+    return ', '.join(f'{name} {fingerprint(secret)}' for name, secret in found.items())
+
+
+SECRET_NAME = re.compile('^(code|state)$|tokens?$|secret|verifier|password', re.IGNORECASE)
+SHOWN_HEADERS = ('Content-Type', 'Cache-Control', 'WWW-Authenticate', 'Retry-After')
+
+
+def _log_exchange(
+    method: str, path: str, headers: Mapping[str, str], form: Mapping[str, Any], response: Response | None
+) -> None:
+    """
+    Log one exchange as one record, with the messages as data in `request` and `response` (None if there was none).
+
+    Fingerprints replace the secrets: each field with a secret's name, and each copy of a known one. A body
+    that is not a JSON object is left out, because it could contain anything.
+    """
+    if not exchange_log.isEnabledFor(logging.DEBUG):
+        return
+    access_token = headers.get('Authorization', '').removeprefix('Bearer ')
+    data = _object(response) if response else {}
+    known = [str(value) for name, value in [*form.items(), *data.items()] if SECRET_NAME.search(name)] + [access_token]
+
+    def redact(value: Any, name: str = '', depth: int = 0) -> Any:
+        if depth > MAX_DEPTH:
+            return '...'
+        if isinstance(value, dict):
+            return {
+                redact(key): redact(item, name if SECRET_NAME.search(name) else key, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, list):
+            return [redact(item, name, depth + 1) for item in value]
+        if SECRET_NAME.search(name) and value is not None:
+            return fingerprint(str(value))
+        if isinstance(value, str):
+            for secret in filter(None, known):
+                value = value.replace(secret, fingerprint(secret))
+        return value
+
+    request = {'method': method, 'path': path, 'headers': redact(dict(headers)), 'form': redact(dict(form))}
+    received = None
+    if response is not None:
+        shown = {name: response.headers[name] for name in SHOWN_HEADERS if name in response.headers}
+        received = {'status': response.status_code, 'headers': redact(shown), 'body': redact(data) if data else None}
+    sent_with = fingerprints({**form, 'access_token': access_token})
+    outcome = 'no response'
+    if response is not None:
+        issued = fingerprints(data)
+        outcome = f'{response.status_code} with {issued}' if issued else str(response.status_code)
+    message = f'{method} {path} with {sent_with}: {outcome}' if sent_with else f'{method} {path}: {outcome}'
+    exchange_log.debug('%s', message, extra={'request': request, 'response': received})
+
+
+# --- Reading a response --- #
+
+
+def _object(response: Response) -> dict[str, Any]:
+    """Return the JSON object of the response, or `{}` if it is something else."""
+    data = response.json()
+    return data if isinstance(data, dict) else {}
 
 
 def _token(data: dict[str, Any], name: str) -> str:
     token = data.get(name)
     if not isinstance(token, str) or not TOKEN.fullmatch(token):
-        raise ZendeskError(f'Zendesk answered without a usable {name}')
+        raise ZendeskError(f'Zendesk responded without a usable {name}')
     return token
 
 
 def _expiry(lifetime: Any) -> int | None:
-    """Return the time after so many seconds. Nonsense counts as nothing: the tokens beside it are good all the same."""
+    """Return the expiry time, or None if the lifetime is missing or malformed."""
     return int(time.time()) + lifetime if type(lifetime) is int and 0 < lifetime < 10**9 else None
 
 
-def _call(
-    method: str, path: str, access_token: str = '', form: dict[str, Any] | None = None
-) -> tuple[int, dict[str, Any]]:
-    """
-    Send one request and return the status and the JSON object of the answer, `{}` where it is something else.
-
-    This is the one place from which the app reaches Zendesk, within the limits of http_client.
-
-    Raises:
-        TooSlow, Busy: for the time being.
-        ZendeskError: no answer, or Zendesk failing (5xx).
-    """
-    logger.debug('{} {} with {}', method, path, fingerprints({**(form or {}), 'access_token': access_token}))
-    headers = {'Authorization': f'Bearer {access_token}'} if access_token else {}
-    try:
-        answer = http_client.send(method, current_settings().zendesk_url + path, headers=headers, data=form)
-    except TimeoutError as error:
-        raise TooSlow(f'{error}. Nothing to do but wait') from error
-    except ConnectionError as error:
-        raise ZendeskError(str(error)) from error
-
-    status = answer.status
-    try:
-        data = json.loads(answer.body)
-    except (ValueError, RecursionError):  # HTML, nothing at all, or brackets without end
-        data = None
-    data = data if isinstance(data, dict) else {}
-    issued = fingerprints(data)
-    logger.debug('Zendesk answers {}{}', status, f' with {issued}' if issued else '')
-    if status in (429, 503):
-        cause = 'too many requests' if status == 429 else 'maintenance, or too much to do'
-        raise Busy(f'Zendesk answered {status}, {cause}. Nothing to do but wait', _retry_after(answer.headers))
-    if status >= 500:
-        raise ZendeskError(f'Zendesk answered {status}. Nothing to do but wait')
-    return status, data
-
-
 def _retry_after(headers: Mapping[str, str]) -> int:
-    """Return the seconds to wait, within bounds, whatever Zendesk's header says."""
+    """Return the seconds to wait, within bounds."""
     header = headers.get('Retry-After', '')
     seconds = int(header) if re.fullmatch('[0-9]{1,9}', header) else 30
     return min(max(seconds, 1), MAX_RETRY_AFTER)
 
 
-def _unexpected(status: int) -> ZendeskError:
-    if status == 404:
-        return SetupError(
-            '404, no help desk at this address',
-            'There is no Zendesk at this address',
-            "Check ZENDESK_SUBDOMAIN: the first part of the account's own address, not of a brand's",
-        )
-    if 300 <= status < 400:
-        return SetupError(
-            f'{status}, a redirect',
-            'Zendesk is at another address',
-            "Check ZENDESK_SUBDOMAIN: the account's present name, not a former one, a brand's or an alias",
-        )
-    return ZendeskError(f'Zendesk answered {status}, which is not part of its documented answers')
-
-
 def _printable(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    """Replace lone surrogates, which JSON can hold and UTF-8 cannot."""
     return text.encode('utf-8', 'replace').decode('utf-8')

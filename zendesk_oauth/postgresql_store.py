@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import secrets
 import threading
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from loguru import logger
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -43,17 +43,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from zendesk_oauth.token_store import (
-    REFRESH_TIMEOUT,
-    WRITE_TIMEOUT,
-    Record,
-    Store,
-    StoreBusy,
-    StoreError,
-    dies_at,
-    found,
-    usable,
-)
+from zendesk_oauth.errors import LockTimeout, StoreError
+from zendesk_oauth.stores import HOUR, REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, purge_at, valid_record
 
 MAX_CONNECTIONS = 5  # of each process, and one for the signs of life; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
@@ -106,8 +97,10 @@ USED_KEYS = Table(
 
 T = TypeVar('T')
 
+log = logging.getLogger('zendesk_oauth')
 
-class PostgresqlDb(Store):
+
+class PostgresqlStore(Store):
     """
     The records in the table zendesk_tokens of the database at `url`, for all machines that use it.
 
@@ -121,10 +114,10 @@ class PostgresqlDb(Store):
         return TOKENS.name
 
     def find(self, user_id: str) -> Record | None:
-        return found(self._do(lambda db: _stored(db, user_id)), self)
+        return valid_record(self._execute(lambda db: _stored(db, user_id)), self)
 
     def save(self, user_id: str, record: Record) -> None:
-        new = {'user_id': user_id, 'record': record, 'dies_at': dies_at(record)}
+        new = {'user_id': user_id, 'record': record, 'dies_at': purge_at(record)}
 
         def work(db: Connection) -> int:
             db.execute(insert(TOKENS).values(new).on_conflict_do_update(index_elements=['user_id'], set_=new))
@@ -132,9 +125,9 @@ class PostgresqlDb(Store):
                 delete(TOKENS).where(TOKENS.c.dies_at < time.time(), TOKENS.c.user_id != user_id)
             ).rowcount
 
-        dropped = self._do(work, patience=WRITE_TIMEOUT)
+        dropped = self._execute(work, patience=WRITE_TIMEOUT)
         if dropped:
-            logger.info('Dropping the records of {} users: their refresh tokens died long ago', dropped)
+            log.info('Deleting the records of %s users: their refresh tokens expired long ago', dropped)
 
     def remove(self, user_id: str) -> Record | None:
         before = None
@@ -145,7 +138,7 @@ class PostgresqlDb(Store):
             removed, before = before, before or _stored(db, user_id)
             return db.scalar(delete(TOKENS).where(TOKENS.c.user_id == user_id).returning(TOKENS.c.record)) or removed
 
-        return usable(self._do(work))
+        return valid_record(self._execute(work), self)
 
     def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
         unchanged = (TOKENS.c.user_id == user_id, TOKENS.c.record['refresh_token'].astext == refresh_token)
@@ -154,17 +147,17 @@ class PostgresqlDb(Store):
             if record is None:
                 db.execute(delete(TOKENS).where(*unchanged))
             else:
-                db.execute(update(TOKENS).where(*unchanged).values(record=record, dies_at=dies_at(record)))
+                db.execute(update(TOKENS).where(*unchanged).values(record=record, dies_at=purge_at(record)))
             return _stored(db, user_id)
 
-        return usable(self._do(work, patience=WRITE_TIMEOUT))
+        return valid_record(self._execute(work, patience=WRITE_TIMEOUT), self)
 
-    def rehearse(self) -> None:
-        """Fail if the table can't be written. That the database can write at all, the lock has just shown."""
-        self._do(lambda db: db.execute(update(TOKENS).where(false()).values(dies_at=None)))
+    def check_writable(self) -> None:
+        """Raise StoreError if the table is not writable."""
+        self._execute(lambda db: db.execute(update(TOKENS).where(false()).values(dies_at=None)))
 
     @contextlib.contextmanager
-    def refreshing(self, user_id: str) -> Iterator[None]:
+    def refresh_lock(self, user_id: str) -> Iterator[Record | None]:
         """
         Hold a lock of this user's own: a row that says until when.
 
@@ -175,49 +168,51 @@ class PostgresqlDb(Store):
         """
         holder = secrets.token_hex(16)
         deadline = time.monotonic() + REFRESH_TIMEOUT
-        while (at_once := self._hold(user_id, holder)) is None:
+        while (at_once := self._try_lock(user_id, holder)) is None:
             if time.monotonic() > deadline:
-                raise StoreBusy(
+                raise LockTimeout(
                     f'another refresh of the same tokens is not over after {REFRESH_TIMEOUT} s. Nothing to do but try '
                     'again'
                 )
             time.sleep(LOOK_AGAIN)
 
         over = threading.Event()
-        threading.Thread(target=self._stay_alive, args=(user_id, holder, over), daemon=True).start()
+        threading.Thread(target=self._renew_lock, args=(user_id, holder, over), daemon=True).start()
         try:
             if not at_once:
                 # When the database comes back, all do: who refreshed meanwhile is to store the new pair first.
                 time.sleep(LATE_ANSWER)
-            yield
+            yield self.find(user_id)
         finally:
             over.set()
             with contextlib.suppress(StoreError):  # then it is free after LEASE seconds
-                self._do(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
+                self._execute(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
 
-    def first_use(self, key: str, seconds: int) -> bool:
+    def consume_once(self, key: str, expires_at: int) -> bool:
         def work(db: Connection) -> bool:
-            db.execute(delete(USED_KEYS).where(USED_KEYS.c.used_at < _from_now(-seconds)))
+            db.execute(delete(USED_KEYS).where(USED_KEYS.c.used_at < _from_now(-HOUR)))
             mark = insert(USED_KEYS).values(key=key).on_conflict_do_nothing().returning(USED_KEYS.c.key)
             return db.scalar(mark) is not None
 
-        return self._do(work)
+        return self._execute(work)
 
-    def _hold(self, user_id: str, holder: str) -> bool | None:
+    def _try_lock(self, user_id: str, holder: str) -> bool | None:
         """Take the lock, in one statement. Return True if it was free, False if its holder was dead, else None."""
         mine = {'user_id': user_id, 'holder': holder, 'held_until': _from_now(LEASE)}
         free = or_(LOCKS.c.held_until < func.now(), LOCKS.c.holder == holder)
         take = insert(LOCKS).values(mine).on_conflict_do_update(index_elements=['user_id'], set_=mine, where=free)
         was_free = literal_column('xmax = 0', Boolean)  # as it is in a row that nobody has changed
-        return self._do(lambda db: db.scalar(take.returning(was_free)))
+        return self._execute(lambda db: db.scalar(take.returning(was_free)))
 
-    def _stay_alive(self, user_id: str, holder: str, over: threading.Event) -> None:
+    def _renew_lock(self, user_id: str, holder: str, over: threading.Event) -> None:
         longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
         while not over.wait(SIGN_OF_LIFE):
             with contextlib.suppress(StoreError):  # the next one may come through
-                self._do(lambda db: db.execute(longer), connections=1)  # its own: others' may all be waiting
+                self._execute(lambda db: db.execute(longer), connections=1)  # its own: others' may all be waiting
 
-    def _do(self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS) -> T:
+    def _execute(
+        self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS
+    ) -> T:
         """
         Let `work` talk to the database; again for `patience` seconds where it is a matter of connections.
 
@@ -242,7 +237,7 @@ class PostgresqlDb(Store):
 
     def _make_tables(self) -> None:
         """Make the tables; one process at a time, as "if not exists" alone fails where two do it at once."""
-        logger.info('Making the tables in the database')
+        log.info('Making the tables in the database')
         try:
             engine = _engine(self._url, os.getpid(), MAX_CONNECTIONS)
             with engine.execution_options(isolation_level='READ COMMITTED').begin() as db:

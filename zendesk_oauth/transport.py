@@ -1,4 +1,4 @@
-"""One HTTP call: limited in time and size, following no redirect, with nothing sent along that nobody asked for."""
+"""Send one HTTP request with a deadline and a size limit, without redirects, cookies or .netrc."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.client
 import io
+import json
 import logging
 import math
 import os
@@ -14,9 +15,9 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -24,11 +25,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from settings import is_loopback
-
 CONNECT_TIMEOUT = 3  # seconds, for each address that the host has
 CALL_TIMEOUT = 14  # seconds from the call to the last byte, so that a page which tells of it is out within 15
-MAX_ANSWER = 1024 * 1024  # bytes
+MAX_RESPONSE_SIZE = 1024 * 1024  # bytes
 MAX_KEPT = 64  # connections that wait for the next call, in each process
 MAX_IDLE = 30  # seconds that such a connection is good for: something on the way may have forgotten it then
 
@@ -36,19 +35,37 @@ MAX_IDLE = 30  # seconds that such a connection is good for: something on the wa
 logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
 
 
-class Answer(NamedTuple):
-    """What the server sent; `body` is unpacked, and no longer than MAX_ANSWER."""
+@dataclass(frozen=True)
+class Response:
+    """
+    The response to one request; `content` is decompressed, and no longer than MAX_RESPONSE_SIZE.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    Unlike a `requests.Response` it does not carry the request, whose headers hold the access token.
+    """
+
+    status_code: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        """Return the content parsed as JSON, or None if it is not JSON."""
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError):
+            return None
 
 
 def send(
-    method: str, url: str, headers: Mapping[str, str] | None = None, data: Mapping[str, Any] | None = None
-) -> Answer:
+    method: str,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    data: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> Response:
     """
-    Send one request, `data` as a form, and return the answer, whatever its status.
+    Send one request, `data` as a form, and return the response, whatever its status.
+
+    `timeout` is in seconds for the whole call; without it, it is CALL_TIMEOUT.
 
     A GET goes over a kept connection; should the server have closed that meanwhile, it is sent again over a new one.
     Other methods get a new connection each time. When a kept one breaks off, nobody can tell whether the request has
@@ -61,7 +78,7 @@ def send(
         TimeoutError: no connection, or no whole answer, in time.
         ConnectionError: no answer, or one that is none. Both texts name the cause, and the second the remedy.
     """
-    call = _Call(deadline=time.monotonic() + CALL_TIMEOUT)
+    call = _Call(deadline=time.monotonic() + (timeout or CALL_TIMEOUT))
     _call.set(call)
     if method == 'GET':
         try:
@@ -74,7 +91,7 @@ def send(
 
 def _exchange(
     method: str, url: str, headers: Mapping[str, str] | None, data: Mapping[str, Any] | None, kept: bool
-) -> Answer:
+) -> Response:
     """Send the request over a kept connection or a new one, and read the answer, or fail in one of two ways."""
     body = bytearray()
     try:
@@ -92,7 +109,7 @@ def _exchange(
             response = stack.enter_context(connections.send(request, stream=True, timeout=timeout, proxies=proxies))
             for chunk in response.raw.stream(64 * 1024, decode_content=True):
                 body += chunk
-                if len(body) > MAX_ANSWER:
+                if len(body) > MAX_RESPONSE_SIZE:
                     break
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise TimeoutError(f'No answer in time ({type(error).__name__})') from error
@@ -108,9 +125,11 @@ def _exchange(
             f'No connection, or one that broke off ({type(error).__name__}): check the network and, if this goes on, '
             'the address in the settings'
         ) from error
-    if len(body) > MAX_ANSWER:
-        raise ConnectionError(f'The answer has more than {MAX_ANSWER} bytes: who is it that answers there?')
-    return Answer(response.status_code, response.headers, bytes(body))
+    if len(body) > MAX_RESPONSE_SIZE:
+        raise ConnectionError(
+            f'The response is larger than {MAX_RESPONSE_SIZE} bytes: check the address in the settings'
+        )
+    return Response(response.status_code, response.headers, bytes(body))
 
 
 @functools.cache
@@ -128,7 +147,7 @@ def _prepared(method: str, url: str) -> requests.PreparedRequest:
 def _environment(scheme: str, host: str) -> tuple[Any, str]:
     """Return which proxies lead to the host, and where the authorities stand whose certificates are trusted."""
     # Talk on this machine stays there. (`no_proxy` would have requests change the environment of all threads.)
-    proxies: Any = None if is_loopback(urlsplit(f'//{host}').hostname) else {}
+    proxies: Any = None if urlsplit(f'//{host}').hostname in ('localhost', '127.0.0.1', '::1') else {}
     found = requests.Session().merge_environment_settings(f'{scheme}://{host}', proxies, None, None, None)
     return found['proxies'], DEFAULT_CA_BUNDLE_PATH if found['verify'] is True else str(found['verify'])
 

@@ -1,229 +1,226 @@
-"""State and PKCE: bound to one browser, used once, ten minutes."""
+"""Authorization requests: bound to one browser, valid for ten minutes, used once."""
 
 from __future__ import annotations
 
-import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import NEW_PAIR, TOKEN_ENDPOINT
-from itsdangerous import TimestampSigner
+from helpers import ZENDESK
+from werkzeug.datastructures import MultiDict
 
-from zendesk_oauth import authorization as authorization_requests
+from zendesk_oauth import AuthorizationRequest, ZendeskOAuth
+from zendesk_oauth.authorization import COOKIE_LIFETIME, LIFETIME, Authorization, code_challenge
+from zendesk_oauth.errors import (
+    AccessDenied,
+    AuthorizationError,
+    AuthorizationExpired,
+    SetupError,
+    StateCookieMissing,
+    StoreError,
+)
 
 
 @pytest.fixture
-def token_endpoint(zendesk):
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
-    return zendesk.calls
+def pending(oauth) -> AuthorizationRequest:
+    """An authorization request that this browser has begun."""
+    return oauth.authorization_request(None)
 
 
-def cookies_of(browser) -> dict[str, str]:
-    return {
-        cookie.key: cookie.value
-        for cookie in browser._cookies.values()
-        if cookie.key.startswith(authorization_requests.COOKIE_PREFIX)
+def cookies(*requests: AuthorizationRequest) -> dict[str, str]:
+    """Return the cookies that a browser sends after it has begun these requests."""
+    return {request.cookie_name: request.cookie_value for request in requests}
+
+
+def answered(oauth: ZendeskOAuth, request: AuthorizationRequest) -> str:
+    """Return the code verifier of a request that Zendesk has answered in the same browser."""
+    return oauth.consume_state({'state': request.state}, cookies(request))
+
+
+def client(oauth: ZendeskOAuth, **changes: str) -> ZendeskOAuth:
+    """Return a client with the same store and other settings."""
+    settings = {
+        'zendesk_url': ZENDESK,
+        'client_id': 'test_client',
+        'client_secret': 'canary-client-secret',
+        'redirect_uri': 'http://localhost:3000/zendesk/oauth/callback',
+        'scope': 'users:read',
+        **changes,
     }
+    return ZendeskOAuth(**settings, store=oauth.store)
 
 
-def test_the_challenge_is_that_of_rfc_7636_appendix_b():
+# --- The request --- #
+
+
+def test_the_challenge_is_the_example_of_rfc_7636_appendix_b():
     verifier = 'dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk'
-    assert authorization_requests.code_challenge(verifier) == 'E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM'
+    assert code_challenge(verifier) == 'E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM'
 
 
-def test_the_cookie_holds_neither_state_nor_verifier_nor_challenge(browser):
-    sent = browser.start()
-    [cookie] = cookies_of(browser).items()
-    assert sent['state'] not in str(cookie)
-    assert sent['code_challenge'] not in str(cookie)
+def test_the_verifier_matches_the_challenge_of_its_request(oauth, pending):
+    verifier = answered(oauth, pending)
+    assert len(verifier) == 43
+    assert code_challenge(verifier) == pending.code_challenge
 
 
-def test_nobody_without_the_apps_key_can_compute_the_verifier(app, monkeypatch):
-    state = 'A' * 43
-    with app.app_context():
-        verifier = authorization_requests._code_verifier(state)
-        monkeypatch.setattr(app, 'secret_key', 'another key')
-        assert authorization_requests._code_verifier(state) != verifier
-    assert verifier != authorization_requests.code_challenge(state)
+def test_the_verifier_depends_on_the_client_secret(oauth, pending):
+    other = Authorization(client_secret='another', redirect_uri='http://localhost/', scope='s', issuer=ZENDESK)
+    assert other.code_verifier(pending.state) != answered(oauth, pending)
 
 
-def test_a_hundred_requests_do_not_get_into_each_others_way(app, token_endpoint):
-    for _ in range(100):
-        assert app.test_client().grant().location == '/'
+def test_a_request_has_256_random_bits_and_its_own_cookie(oauth):
+    requests = [oauth.authorization_request(None) for _ in range(100)]
+    assert {len(request.state) for request in requests} == {43}
+    for attribute in ('state', 'code_challenge', 'cookie_name', 'cookie_value'):
+        assert len({getattr(request, attribute) for request in requests}) == 100
 
 
-def test_the_cookies_of_requests_do_not_share_a_name(browser):
-    browser.start()
-    [name] = cookies_of(browser)
-    assert len(name) >= len(authorization_requests.COOKIE_PREFIX) + 16
+def test_the_cookie_reveals_neither_state_nor_verifier_nor_challenge(oauth, pending):
+    for secret in (pending.state, pending.code_challenge, answered(oauth, pending)):
+        assert secret not in str(cookies(pending))
 
 
-def test_the_cookie_is_http_only_and_lax_and_outlives_the_request(browser):
-    header = browser.get('/zendesk/auth').headers['Set-Cookie']
-    assert '; HttpOnly' in header
-    assert '; SameSite=Lax' in header
-    assert '; Secure' not in header
-    assert '; Path=/' in header
-    assert f'; Max-Age={authorization_requests.COOKIE_LIFETIME}' in header
-
-
-def test_an_answer_without_any_session_is_refused(browser, token_endpoint):
-    page = browser.come_back(code='the-code', state='A' * 43)
-    assert page.status_code == 400
-    assert 'class="button" href="http://localhost:3000"' in page.text
-    assert not token_endpoint
-
-
-def test_a_browser_with_a_session_or_a_request_has_cookies(app, browser, token_endpoint):
-    browser.start()
-    assert 'This answer cannot be used' in browser.come_back(code='the-code', state='A' * 43).text
-    other = app.test_client()
-    other.get('/')
-    assert 'This answer cannot be used' in other.come_back(code='the-code', state='A' * 43).text
-    assert not token_endpoint
+def test_repr_and_log_reveal_no_secret(oauth, package_log):
+    pending = oauth.authorization_request(None)
+    verifier = answered(oauth, pending)
+    shown = repr(pending) + ''.join(record.getMessage() for record in package_log)
+    assert len(package_log) == 2
+    for secret in (pending.state, pending.code_challenge, pending.cookie_value, verifier):
+        assert secret not in shown
 
 
 @pytest.mark.parametrize(
-    'query',
+    ('redirect_uri', 'prefix', 'secure'),
     [
-        'code=c',
-        'code=c&state=',
-        'code=c&state=wrong',
-        'code=c&state=%C3%A4%F0%9F%A6%84',
-        'code=c&state=%FF%00',
-        'code=c&state={state}x',
-        'code=c&state={state}&state={state}',
-        'code=c&state={state}&state=other',
-        'code=c&state=' + 'x' * 100_000,
+        ('http://localhost:3000/callback', 'zendesk_oauth_request_', False),
+        ('https://app.example.com/callback', '__Host-zendesk_oauth_request_', True),
     ],
 )
-def test_a_malformed_state_is_refused_and_the_request_stays_open(browser, token_endpoint, query):
-    state = browser.start()['state']
-    page = browser.get('/zendesk/oauth/callback?' + query.format(state=state))
-    assert page.status_code == 400
-    assert not token_endpoint
-    assert browser.come_back(code='the-code', state=state).location == '/'
+def test_the_cookie_is_as_secure_as_the_redirect_uri(oauth, redirect_uri, prefix, secure):
+    oauth = client(oauth, redirect_uri=redirect_uri)
+    pending = oauth.authorization_request(None)
+    assert pending.cookie_prefix == prefix
+    assert pending.cookie_name.startswith(prefix)
+    assert pending.cookie_options == {'max_age': 3600, 'secure': secure, 'httponly': True, 'samesite': 'Lax'}
+    assert COOKIE_LIFETIME > LIFETIME
+    assert answered(oauth, pending)
 
 
-def test_the_state_of_another_browser_is_refused(app, token_endpoint):
-    attacker, victim = app.test_client(), app.test_client()
-    victim.grant()
-    before = Path('users.json').read_text()
-
-    page = victim.come_back(code='attackers-code', state=attacker.start()['state'])
-
-    assert page.status_code == 400
-    assert len(token_endpoint) == 1
-    assert Path('users.json').read_text() == before
-    assert victim.user_id in json.loads(before)
+def test_the_newest_cookie_name_sorts_last(oauth, clock):
+    names = []
+    for _ in range(20):
+        names.append(oauth.authorization_request(None).cookie_name)
+        clock.advance(1)
+    assert sorted(names) == names
 
 
-def test_the_same_answer_works_once(browser, token_endpoint):
-    state = browser.start()['state']
-    assert browser.come_back(code='the-code', state=state).location == '/'
-    user_id = browser.user_id
-    assert browser.come_back(code='the-code', state=state).status_code == 400
-    assert len(token_endpoint) == 1
-    assert browser.user_id == user_id
-    assert user_id in json.loads(Path('users.json').read_text())
+# --- The state --- #
+
+STATES = {
+    'missing': [],
+    'empty': [''],
+    'unknown': ['A' * 43],
+    'not ASCII': ['ä🦄'],
+    'control characters': ['\ufffd\x00'],
+    'a line break behind it': ['{state}\n'],
+    'a character more': ['{state}x'],
+    'twice': ['{state}', '{state}'],
+    'another one behind it': ['{state}', 'other'],
+    'huge': ['x' * 100_000],
+}
 
 
-def test_the_same_answer_ten_times_at_once_works_once(app, browser, token_endpoint):
-    state = browser.start()['state']
-    cookie = '; '.join(f'{name}={value}' for name, value in cookies_of(browser).items())
+@pytest.mark.parametrize('values', STATES.values(), ids=STATES)
+def test_a_malformed_state_is_refused_and_the_request_stays_open(oauth, pending, values):
+    query = MultiDict([('code', 'c'), *(('state', value.format(state=pending.state)) for value in values)])
+    with pytest.raises(AuthorizationError) as raised:
+        oauth.consume_state(query, cookies(pending))
+    assert raised.value.status == 400
+    assert raised.value.reauthorize
+    assert pending.state not in str(raised.value)
+    assert answered(oauth, pending)
 
+
+@pytest.mark.parametrize('query', [{}, {'state': ''}])
+def test_a_plain_dict_without_a_state_is_refused(oauth, pending, query):
+    with pytest.raises(AuthorizationError, match='The parameter state is missing'):
+        oauth.consume_state(query, cookies(pending))
+
+
+def test_a_browser_without_cookies_is_told_where_to_start(oauth, pending):
+    with pytest.raises(StateCookieMissing) as raised:
+        oauth.consume_state({'state': pending.state}, {'session': 'x'})
+    assert raised.value.status == 400
+    assert 'Please start at http://localhost:3000, under exactly this name' in raised.value.advice
+
+
+def test_the_state_of_another_browser_is_refused(oauth, pending):
+    with pytest.raises(AuthorizationError, match='another browser') as raised:
+        oauth.consume_state({'state': pending.state}, cookies(oauth.authorization_request(None)))
+    assert not isinstance(raised.value, StateCookieMissing)
+
+
+def test_a_state_is_used_once_while_its_cookie_stays(oauth, pending, clock):
+    answered(oauth, pending)
+    for seconds in (0, 599):
+        clock.advance(seconds)
+        with pytest.raises(AuthorizationError, match='already used'):
+            answered(oauth, pending)
+
+
+def test_one_of_ten_simultaneous_callbacks_wins(oauth, pending):
     def come_back(_):
-        return app.test_client(use_cookies=False).get(
-            '/zendesk/oauth/callback', query_string={'code': 'c', 'state': state}, headers={'Cookie': cookie}
-        )
+        try:
+            return answered(oauth, pending)
+        except AuthorizationError:
+            return None
 
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(come_back, range(10)))
-
-    assert sorted(answer.status_code for answer in answers) == [302] + [400] * 9
-    assert len(token_endpoint) == 1
-    assert len(json.loads(Path('users.json').read_text())) == 1
-    # Those that come too late do not overwrite the session that the first one has set.
-    losers = [
-        header for answer in answers if answer.status_code == 400 for header in answer.headers.getlist('Set-Cookie')
-    ]
-    assert not [header for header in losers if header.startswith('zendesk_oauth_session')]
+        outcomes = list(pool.map(come_back, range(10)))
+    assert sorted(outcome is None for outcome in outcomes) == [False] + [True] * 9
 
 
-def test_a_kept_cookie_does_not_open_the_request_again(browser, token_endpoint, clock):
-    state = browser.start()['state']
-    [(name, value)] = cookies_of(browser).items()
-    assert browser.come_back(code='the-code', state=state).location == '/'
-    clock.advance(599)
-    browser.set_cookie(name, value)
-    assert browser.come_back(code='the-code', state=state).status_code == 400
-    assert len(token_endpoint) == 1
+def test_a_state_that_cannot_be_marked_as_used_stays_open(oauth, pending):
+    folder = Path(f'{oauth.store}.d')
+    folder.touch()
+    with pytest.raises(StoreError):
+        answered(oauth, pending)
+    folder.unlink()
+    assert answered(oauth, pending)
 
 
-def test_the_cookie_goes_with_the_answer_good_or_late(browser, token_endpoint, clock):
-    state = browser.start()['state']
-    assert cookies_of(browser)
-    browser.come_back(code='the-code', state=state)
-    assert not cookies_of(browser)
-    state = browser.start()['state']
-    clock.advance(601)
-    browser.come_back(code='the-code', state=state)
-    assert not cookies_of(browser)
+def test_two_tabs_can_finish_in_reverse_order(oauth):
+    first, second = (oauth.authorization_request(None) for _ in range(2))
+    for request in (second, first):
+        assert oauth.consume_state({'state': request.state}, cookies(first, second))
 
 
-def test_a_failed_exchange_uses_the_state_up_too(browser, zendesk):
-    zendesk.post(TOKEN_ENDPOINT, status=500)
-    state = browser.start()['state']
-    assert browser.come_back(code='the-code', state=state).status_code == 502
-    assert browser.come_back(code='the-code', state=state).status_code == 400
-    assert len(zendesk.calls) == 1
+@pytest.mark.parametrize(
+    ('seconds', 'valid'), [(-61, False), (-60, True), (0, True), (600, True), (601, False), (3599, False)]
+)
+def test_a_request_is_valid_for_ten_minutes_plus_clock_skew(oauth, clock, seconds, valid):
+    clock.now = 1_800_000_000
+    pending = oauth.authorization_request(None)
+    clock.advance(seconds)
+    if valid:
+        assert answered(oauth, pending)
+    else:
+        with pytest.raises(AuthorizationExpired) as raised:
+            answered(oauth, pending)
+        assert (raised.value.status, raised.value.title) == (400, 'That took too long')
 
 
-def test_an_answer_after_ten_minutes_took_too_long(browser, token_endpoint, clock):
-    state = browser.start()['state']
-    clock.advance(601)
-    page = browser.come_back(code='the-code', state=state)
-    assert page.status_code == 400
-    assert 'took too long' in page.text
-    assert not token_endpoint
+def test_the_store_never_sees_a_state(oauth, pending):
+    answered(oauth, pending)
+    [marker] = Path(f'{oauth.store}.d').glob('used-*/*')
+    assert pending.state not in marker.name + marker.read_text()
 
 
-def test_an_answer_within_ten_minutes_is_in_time(browser, token_endpoint, clock):
-    state = browser.start()['state']
-    clock.advance(599)
-    assert browser.come_back(code='the-code', state=state).location == '/'
+# --- Cookies that somebody else has made --- #
 
 
-def test_two_tabs_end_well_in_reverse_order(browser, token_endpoint):
-    first, second = browser.start()['state'], browser.start()['state']
-    assert browser.come_back(code='two', state=second).location == '/'
-    assert browser.come_back(code='one', state=first).location == '/'
-    assert list(json.loads(Path('users.json').read_text())) == [browser.user_id]
-
-
-def test_of_many_abandoned_starts_the_oldest_are_dropped(browser, token_endpoint, clock):
-    states = []
-    for _ in range(20):
-        states.append(browser.start()['state'])
-        clock.advance(1)
-    cookies = cookies_of(browser)
-    assert len(cookies) == authorization_requests.MAX_PENDING
-    assert sum(len(name) + len(value) + 3 for name, value in cookies.items()) < 2048
-    assert browser.come_back(code='the-code', state=states[0]).status_code == 400
-    assert browser.come_back(code='the-code', state=states[-authorization_requests.MAX_PENDING]).location == '/'
-    assert browser.come_back(code='the-code', state=states[-1]).location == '/'
-
-
-def test_forged_cookies_are_the_first_to_be_dropped(browser, token_endpoint):
-    state = browser.start()['state']
-    for number in range(authorization_requests.MAX_PENDING - 1):
-        browser.set_cookie(f'{authorization_requests.COOKIE_PREFIX}forged{number}', 'junk')
-    browser.start()
-    assert browser.come_back(code='the-code', state=state).location == '/'
-
-
-@pytest.mark.filterwarnings('ignore:The .* cookie is too large')
 @pytest.mark.parametrize(
     'tamper',
     [
@@ -231,92 +228,130 @@ def test_forged_cookies_are_the_first_to_be_dropped(browser, token_endpoint):
         lambda value: value[:-1],
         lambda value: value[:20],
         lambda value: ('y' if value[0] == 'x' else 'x') + value[1:],
+        lambda value: value + 'x',
         lambda value: 'x' * 8192,
-        lambda value: value.split('.')[0],
-        lambda value: TimestampSigner('another key', salt='authorization request').sign(value.split('.')[0]).decode(),
+        lambda value: 'ä\ud800',
     ],
 )
-def test_a_tampered_cookie_counts_as_none(browser, token_endpoint, tamper):
-    state = browser.start()['state']
-    [(name, value)] = cookies_of(browser).items()
-    browser.set_cookie(name, tamper(value))
-    assert browser.come_back(code='the-code', state=state).status_code == 400
-    assert not token_endpoint
+def test_a_tampered_cookie_does_not_open_the_request(oauth, pending, tamper):
+    with pytest.raises(AuthorizationError):
+        oauth.consume_state({'state': pending.state}, {pending.cookie_name: tamper(pending.cookie_value)})
 
 
-def test_the_cookie_of_one_request_does_not_open_another(browser, token_endpoint):
-    first = browser.start()['state']
-    [(first_name, _)] = cookies_of(browser).items()
-    second = browser.start()['state']
-    second_value = next(value for name, value in cookies_of(browser).items() if name != first_name)
-    browser.set_cookie(first_name, second_value)
-    assert browser.come_back(code='the-code', state=first).status_code == 400
-    assert browser.come_back(code='the-code', state=second).location == '/'
+def test_a_cookie_signed_with_another_client_secret_is_refused(oauth):
+    other = client(oauth, client_secret='another secret')
+    with pytest.raises(AuthorizationError):
+        answered(oauth, other.authorization_request(None))
 
 
-def test_an_error_with_a_wrong_state_leaves_the_request_open(browser, token_endpoint):
-    state = browser.start()['state']
-    assert browser.come_back(error='access_denied', state='wrong').status_code == 400
-    assert browser.come_back(code='the-code', state=state).location == '/'
+def test_the_cookie_of_one_request_does_not_open_another(oauth):
+    first, second = (oauth.authorization_request(None) for _ in range(2))
+    for forged in (
+        {first.cookie_name: second.cookie_value},
+        {second.cookie_name: first.cookie_value},
+        cookies(second),
+    ):
+        with pytest.raises(AuthorizationError):
+            oauth.consume_state({'state': first.state}, forged)
+    assert answered(oauth, second)
 
 
 @pytest.mark.parametrize(
-    ('error', 'status', 'words'),
+    'forge',
     [
-        ('access_denied', 403, 'Access was not granted'),
-        ('temporarily_unavailable', 503, 'busy'),
-        ('server_error', 502, 'could not answer'),
-        ('invalid_scope', 502, 'not allowed the permission'),
-        ('invalid_request', 502, 'does not fit'),
-        ('unauthorized_client', 502, 'does not fit'),
-        ('unsupported_response_type', 502, 'does not fit'),
-        ('invalid_client', 400, 'Access was not granted'),  # an error of the token endpoint, which Zendesk never sent
-        ('unsupported_grant_type', 400, 'Access was not granted'),
-        ('', 400, 'Access was not granted'),
-        ('<script>alert(1)</script>', 400, 'Access was not granted'),
-        ('a\r\nSet-Cookie: b=c\x1b[31m{}', 400, 'Access was not granted'),
-        ('x' * 1_000_000, 400, 'Access was not granted'),
+        lambda time, hash: '',
+        lambda time, hash: 'junk',
+        lambda time, hash: f'_{hash}',
+        lambda time, hash: f'{int(time) + 1}_{hash}',  # a later start, so that it is valid for longer
+        lambda time, hash: f'-{time}_{hash}',
+        lambda time, hash: f'{time}.0_{hash}',
+        lambda time, hash: f'{"9" * 5000}_{hash}',
+        lambda time, hash: f'{time.translate({ord(str(n)): chr(0x0660 + n) for n in range(10)})}_{hash}',
+        lambda time, hash: f'{time}_{hash}x',
+        lambda time, hash: f'{time}_{hash[:-1]}',
+        lambda time, hash: f'{time}_{"A" * 16}',
     ],
 )
-def test_each_error_is_told_in_our_own_words(browser, zendesk, log, error, status, words):
-    state = browser.start()['state']
-    log.clear()
-    page = browser.come_back(error=error, error_description=f'<b>{error}</b>', state=state)
-    assert page.status_code == status
-    assert words in page.text
-    assert 'class="button" href="/' in page.text
-    assert '<script>' not in page.text
-    assert 'Set-Cookie: b' not in page.text
-    assert len(page.text) < 5000
-    [_, line] = log
-    assert line.count('\n') == 1
-    assert len(line) < 500
-    assert not zendesk.calls
+def test_a_forged_cookie_name_opens_nothing_and_disturbs_nobody(oauth, pending, forge):
+    started, hashed = pending.cookie_name.removeprefix(pending.cookie_prefix).split('_', 1)
+    forged = {pending.cookie_prefix + forge(started, hashed): pending.cookie_value}
+    with pytest.raises(AuthorizationError):
+        oauth.consume_state({'state': pending.state}, forged)
+    assert oauth.consume_state({'state': pending.state}, {**forged, **cookies(pending)})
+
+
+def test_a_cookie_of_another_prefix_is_not_looked_at(oauth, pending):
+    https = client(oauth, redirect_uri='https://app.example.com/callback')
+    with pytest.raises(StateCookieMissing):
+        answered(https, pending)
+
+
+def test_a_request_is_bound_to_its_user():
+    authorization = Authorization(client_secret='x', redirect_uri='http://localhost/', scope='s', issuer=ZENDESK)
+    pending = authorization.begin('alice')
+    query = {'state': pending.state}
+    for user_id in ('bob', 'alice ', '', None):
+        with pytest.raises(AuthorizationError):
+            authorization.verified_state(query, cookies(pending), user_id)
+    state, expires_at = authorization.verified_state(query, cookies(pending), 'alice')
+    assert state == pending.state
+    assert 600 <= expires_at - time.time() <= 720
+
+
+# --- The rest of Zendesk's response --- #
+
+
+def test_the_right_issuer_and_unknown_parameters_do_no_harm(oauth):
+    for query in ({}, {'iss': ZENDESK, 'session_state': 'x', 'lang': 'en'}):
+        assert oauth.authorization_code({'code': 'the-code', **query}) == 'the-code'
+        assert oauth.authorization_code(MultiDict({'code': 'the-code', **query})) == 'the-code'
 
 
 @pytest.mark.parametrize(
-    'query', ['', 'code=', 'code=a&code=b', 'code=a%0Ab', 'code=%C3%A4', 'code=' + 'x' * 1_000_000]
+    ('error', 'kind', 'status', 'title'),
+    [
+        ('access_denied', AccessDenied, 403, 'Access was not granted'),
+        ('temporarily_unavailable', AuthorizationError, 503, 'Zendesk is busy'),
+        ('server_error', AuthorizationError, 502, 'Zendesk could not answer'),
+        ('invalid_scope', SetupError, 502, 'The app is not allowed the permission it asks for'),
+        ('invalid_request', SetupError, 502, 'The OAuth client does not fit this app'),
+        ('unauthorized_client', SetupError, 502, 'The OAuth client does not fit this app'),
+        ('unsupported_response_type', SetupError, 502, 'The OAuth client does not fit this app'),
+        # Errors of the token endpoint, which Zendesk never sends here.
+        ('invalid_client', AuthorizationError, 400, 'Access was not granted'),
+        ('unsupported_grant_type', AuthorizationError, 400, 'Access was not granted'),
+        # No errors of OAuth at all.
+        ('', AuthorizationError, 400, 'Access was not granted'),
+        ('<script>alert("canary")</script>', AuthorizationError, 400, 'Access was not granted'),
+        ('canary\r\nSet-Cookie: b=c\x1b[31m{}', AuthorizationError, 400, 'Access was not granted'),
+        ('canary' * 100_000, AuthorizationError, 400, 'Access was not granted'),
+    ],
 )
-def test_a_code_that_can_not_be_one_is_not_sent_anywhere(browser, token_endpoint, query):
-    state = browser.start()['state']
-    assert browser.get(f'/zendesk/oauth/callback?state={state}&{query}').status_code == 400
-    assert not token_endpoint
+def test_each_error_has_status_and_title_and_repeats_nothing(oauth, error, kind, status, title):
+    with pytest.raises(kind) as raised:
+        oauth.authorization_code({'error': error, 'error_description': 'canary', 'code': 'canary'})
+    assert (raised.value.status, raised.value.title) == (status, title)
+    assert 'canary' not in str(raised.value) + raised.value.title + raised.value.advice
 
 
-@pytest.mark.parametrize('issuer', ['iss=https://evil.example', 'iss=', 'iss=https://mondocam.zendesk.com&iss=x'])
-def test_another_issuer_is_refused(browser, token_endpoint, issuer):
-    state = browser.start()['state']
-    assert browser.get(f'/zendesk/oauth/callback?code=c&state={state}&{issuer}').status_code == 400
-    assert not token_endpoint
+def test_invalid_scope_names_the_scope_and_the_place(oauth):
+    with pytest.raises(SetupError, match='In the Admin Center, add the scope users:read'):
+        oauth.authorization_code({'error': 'invalid_scope'})
 
 
-def test_an_error_of_another_issuer_is_not_told_as_zendesks(browser, zendesk):
-    page = browser.come_back(error='access_denied', state=browser.start()['state'], iss='https://evil.example')
-    assert page.status_code == 400
-    assert 'not granted' not in page.text
+@pytest.mark.parametrize('values', [[], [''], ['a', 'b'], ['a\nb'], ['ä'], ['with space'], ['x' * 1025]])
+def test_a_malformed_code_is_refused(oauth, values):
+    with pytest.raises(AuthorizationError):
+        oauth.authorization_code(MultiDict(('code', value) for value in values))
 
 
-def test_the_right_issuer_and_unknown_parameters_are_fine(browser, token_endpoint):
-    state = browser.start()['state']
-    answer = browser.come_back(code='c', state=state, iss='https://mondocam.zendesk.com', session_state='x', lang='en')
-    assert answer.location == '/'
+def test_the_longest_code_is_returned(oauth):
+    assert oauth.authorization_code({'code': 'x' * 1024}) == 'x' * 1024
+
+
+@pytest.mark.parametrize('issuers', [['https://evil.example'], [''], [ZENDESK, 'x'], [f'{ZENDESK}/']])
+@pytest.mark.parametrize('response', [('code', 'c'), ('error', 'access_denied'), ('error', 'invalid_scope')])
+def test_a_response_of_another_issuer_is_refused(oauth, issuers, response):
+    with pytest.raises(AuthorizationError) as raised:
+        oauth.authorization_code(MultiDict([response, *(('iss', issuer) for issuer in issuers)]))
+    assert raised.value.title == 'This link cannot be used'

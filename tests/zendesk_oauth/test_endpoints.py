@@ -1,125 +1,126 @@
-"""What the app says to Zendesk, and what it makes of the answers."""
+"""What is said to Zendesk, what is made of each response, and what is logged of it."""
 
 from __future__ import annotations
 
 import json
+import logging
+import re
+from urllib.parse import parse_qs
 
 import pytest
 import requests
 import urllib3
-from conftest import NEW_PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER
+from helpers import INVALID_GRANT, NEW, NEW_TOKENS, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, USER, bearer, form
 
-from zendesk_oauth import endpoints as zendesk_module
-from zendesk_oauth.endpoints import (
-    Busy,
+from zendesk_oauth import Response, fingerprints, user_from
+from zendesk_oauth.endpoints import fingerprint
+from zendesk_oauth.errors import (
+    SETUP_ERRORS,
+    AnonymousUser,
+    InsufficientScope,
     InvalidGrant,
-    NotSignedIn,
-    PermissionMissing,
+    NewTokenRejected,
+    RateLimited,
     SetupError,
-    TooSlow,
     ZendeskError,
+    ZendeskTimeout,
+    ZendeskUnavailable,
 )
 
-CALLS = {
-    'exchange': (lambda: zendesk_module.exchange_code('the-code', 'the-verifier'), 'POST', TOKEN_ENDPOINT),
-    'refresh': (lambda: zendesk_module.refresh('old-refresh'), 'POST', TOKEN_ENDPOINT),
-    'profile': (lambda: zendesk_module.show_self('an-access-token'), 'GET', SHOW_SELF),
+CODE_FORM = {
+    'grant_type': 'authorization_code',
+    'client_id': 'test_client',
+    'client_secret': 'canary-client-secret',
+    'redirect_uri': 'http://localhost:3000/zendesk/oauth/callback',
+    'code': 'canary-code',
+    'scope': 'users:read',
+    'expires_in': 360,
+    'code_verifier': 'canary-verifier',
+}
+REFRESH_FORM = {
+    'grant_type': 'refresh_token',
+    'client_id': 'test_client',
+    'client_secret': 'canary-client-secret',
+    'refresh_token': 'canary-old-refresh',
+    'scope': 'users:read',
+}
+
+TOO_LARGE = 'x' * (1024 * 1024 + 1)
+
+
+def show_self(oauth, access_token: str) -> Response:
+    return oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+
+
+def without_ellipses(data: dict) -> dict:
+    return {name: value for name, value in data.items() if value is not ...}
+
+
+REQUESTS = {
+    'exchange the code': (lambda oauth: oauth.request_tokens(CODE_FORM), 'POST', TOKEN_ENDPOINT),
+    'refresh': (lambda oauth: oauth.request_tokens(REFRESH_FORM), 'POST', TOKEN_ENDPOINT),
+    'show self': (lambda oauth: user_from(show_self(oauth, 'canary-access')), 'GET', SHOW_SELF),
 }
 
 
-@pytest.fixture(params=CALLS)
-def call(request, zendesk):
-    """Each of the three calls in turn; returns a function that registers the answer and makes the call."""
-    make, method, url = CALLS[request.param]
+@pytest.fixture(params=REQUESTS)
+def send(request, oauth, zendesk):
+    """A function that registers a response and sends the request, for each of the three requests."""
+    make, method, url = REQUESTS[request.param]
 
-    def answer_with(**answer):
-        zendesk.add(method, url, **answer)
-        return make()
+    def send(callback=None, **response):
+        if callback:
+            zendesk.add_callback(method, url, callback)
+        else:
+            zendesk.add(method, url, **response)
+        return make(oauth)
 
-    return answer_with
+    return send
+
+
+# --- All requests --- #
 
 
 @pytest.mark.parametrize(
-    ('answer', 'error', 'status', 'remedy'),
+    ('response', 'error', 'status', 'remedy'),
     [
-        ({'status': 500, 'body': '<html>'}, ZendeskError, 502, 'wait'),
-        ({'status': 502, 'body': '<html>'}, ZendeskError, 502, 'wait'),
-        ({'status': 503, 'body': '<html>'}, Busy, 503, 'maintenance'),
-        ({'status': 429, 'body': 'Number of allowed API requests exceeded'}, Busy, 503, 'too many'),
+        ({'status': 500, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
+        ({'status': 502, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
+        ({'status': 503, 'body': '<html>'}, ZendeskUnavailable, 503, 'maintenance'),
+        ({'status': 429, 'body': 'Number of allowed API requests exceeded'}, RateLimited, 503, 'too many requests'),
         ({'status': 404, 'body': '<html>No help desk here'}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
         ({'status': 301, 'headers': {'Location': 'https://evil.example/'}}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
-        ({'status': 418}, ZendeskError, 502, '418'),
-        ({'status': 200, 'body': ''}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': '<html>'}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': 'null'}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': '[]'}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': '{"access_token": "a'}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': b'\xff\xfe\x00'}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': '[' * 200_000}, ZendeskError, 502, '200|without'),
-        ({'status': 200, 'body': 'x' * (1024 * 1024 + 1)}, ZendeskError, 502, 'more than'),
-        ({'body': requests.ConnectTimeout()}, TooSlow, 504, 'ConnectTimeout'),
-        ({'body': requests.ReadTimeout()}, TooSlow, 504, 'ReadTimeout'),
+        ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
+        ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
+        ({'status': 302, 'headers': {'Location': '/'}, 'body': TOO_LARGE}, ZendeskError, 502, 'larger than'),
+        ({'status': 418}, ZendeskError, 502, 'undocumented status: 418'),
+        ({'status': 200, 'body': ''}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': '<html>'}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': 'null'}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': '[]'}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': '{"access_token": "a'}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': b'\xff\xfe\x00'}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': '[' * 200_000}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': '{"a":' * 900 + '1' + '}' * 900}, ZendeskError, 502, 'without'),
+        ({'status': 200, 'body': TOO_LARGE}, ZendeskError, 502, 'larger than'),
+        ({'body': requests.ConnectTimeout()}, ZendeskTimeout, 504, 'ConnectTimeout'),
+        ({'body': requests.ReadTimeout()}, ZendeskTimeout, 504, 'ReadTimeout'),
         ({'body': requests.ConnectionError('refused')}, ZendeskError, 502, 'network'),
         ({'body': requests.exceptions.SSLError('bad certificate')}, ZendeskError, 502, 'certificate'),
+        ({'body': requests.exceptions.ProxyError('no proxy')}, ZendeskError, 502, 'HTTPS_PROXY'),
         ({'body': requests.exceptions.ChunkedEncodingError()}, ZendeskError, 502, 'network'),
         ({'body': urllib3.exceptions.ProtocolError('x')}, ZendeskError, 502, 'network'),
         ({'body': ValueError('invalid chunk size')}, ZendeskError, 502, 'network'),
-        ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
-        ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
-        (
-            {'status': 302, 'headers': {'Location': '/'}, 'body': 'x' * (1024 * 1024 + 1)},
-            ZendeskError,
-            502,
-            'more than',
-        ),
     ],
 )
-def test_each_failure_is_one_named_error_with_its_remedy(call, zendesk, answer, error, status, remedy):
-    with pytest.raises(error, match=remedy) as raised:
-        call(**answer)
-    assert raised.value.status == status
-    assert not isinstance(raised.value, InvalidGrant)
+def test_each_failure_is_one_error_with_its_remedy(send, zendesk, response, error, status, remedy):
+    with pytest.raises(ZendeskError, match=remedy) as raised:
+        send(**response)
+    assert (type(raised.value), raised.value.status) == (error, status)
     assert len(zendesk.calls) == 1
 
 
-def test_every_call_has_time_limits(call, zendesk, monkeypatch):
-    sent = {}
-
-    def record(self, request, **kwargs):
-        sent.update(kwargs)
-        raise requests.ConnectionError
-
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', record)
-    with pytest.raises(ZendeskError):
-        call(status=200)
-    assert sent['timeout'].connect_timeout == 3
-    assert 13 < sent['timeout'].total <= 14
-    assert sent['stream'] is True
-
-
-def test_no_password_from_netrc_is_sent(call, zendesk, monkeypatch, tmp_path):
-    netrc = tmp_path / 'netrc'
-    netrc.write_text('machine mondocam.zendesk.com login canary-login password canary-password\n')
-    monkeypatch.setenv('NETRC', str(netrc))
-    with pytest.raises(ZendeskError):
-        call(status=500)
-    assert zendesk.calls[0].request.headers.get('Authorization') in (None, 'Bearer an-access-token')
-
-
-def test_a_cookie_of_zendesk_is_not_sent_with_the_next_call(zendesk):
-    zendesk.get(SHOW_SELF, json=USER, headers={'Set-Cookie': '_zendesk_session=somebody; Path=/'})
-    zendesk_module.show_self('one-token')
-    zendesk_module.show_self('another-token')
-    assert 'Cookie' not in zendesk.calls[1].request.headers
-
-
-@pytest.mark.parametrize('status', [400, 401])
-def test_invalid_client_names_the_settings_to_check(zendesk, status):
-    zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_client'})
-    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_SECRET.*ZENDESK_CLIENT_ID'):
-        zendesk_module.refresh('old-refresh')
-
-
+@pytest.mark.parametrize('status', [429, 503])
 @pytest.mark.parametrize(
     ('header', 'seconds'),
     [
@@ -128,106 +129,409 @@ def test_invalid_client_names_the_settings_to_check(zendesk, status):
         ('99999', 300),
         ('-5', 30),
         ('', 30),
+        (None, 30),
         ('soon', 30),
+        ('1' * 5000, 30),
         ('Wed, 21 Oct 2026 07:28:00 GMT', 30),
         ('٣', 30),
     ],
 )
-def test_the_time_to_wait_is_bounded(call, header, seconds):
-    with pytest.raises(Busy) as raised:
-        call(status=429, headers={'Retry-After': header})
+def test_retry_after_is_between_one_second_and_five_minutes(send, status, header, seconds):
+    with pytest.raises(ZendeskUnavailable) as raised:
+        send(status=status, headers={'Retry-After': header} if header is not None else {})
     assert raised.value.retry_after == seconds
+    assert f'in {seconds} s at the earliest' in raised.value.advice
 
 
-def test_show_self_returns_name_and_role_and_nothing_else(zendesk):
-    zendesk.get(SHOW_SELF, json={'user': {**USER['user'], 'authenticity_token': 'canary', 'email': 'jane@example.com'}})
-    assert zendesk_module.show_self('an-access-token') == {'name': 'Jane Doe', 'role': 'agent'}
+def test_errors_repeat_nothing_that_zendesk_sent(send):
+    with pytest.raises(ZendeskError) as raised:
+        send(status=400, json={'error': 'invalid_client', 'error_description': 'canary\nline'})
+    assert 'canary' not in str(raised.value) + raised.value.title + raised.value.advice
 
 
-@pytest.mark.parametrize('token', ['', 'with space', 'new\nline', 'ä', '日本'])
-def test_a_token_that_can_not_stand_in_a_header_counts_as_expired(zendesk, token):
-    assert zendesk_module.show_self(token) == {'error': 'invalid_token'}
-    assert not zendesk.calls
+# --- The token endpoint --- #
 
 
-@pytest.mark.parametrize('refresh_token', ['', '\ud800x', 'with space', 'x' * 5000])
-def test_a_refresh_token_that_can_not_be_one_is_refused_without_a_call(zendesk, refresh_token):
-    with pytest.raises(InvalidGrant):
-        zendesk_module.refresh(refresh_token)
-    assert not zendesk.calls
+@pytest.mark.parametrize('fields', [CODE_FORM, REFRESH_FORM])
+@pytest.mark.parametrize('status', [200, 201])
+def test_the_form_is_sent_unchanged_and_the_tokens_returned(oauth, zendesk, clock, fields, status):
+    clock.now = 1_800_000_000
+    exactly = form(**{name: str(value) for name, value in fields.items()})
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, status=status, match=[exactly])
+    assert oauth.request_tokens(fields) == {**NEW, 'refresh_token_expires_at': 1_800_604_800}
 
 
-@pytest.mark.parametrize('user_id', [False, True, [], '', '1', float('nan'), {}])
-def test_an_id_that_is_no_number_is_nobody(zendesk, user_id):
-    zendesk.get(SHOW_SELF, body=json.dumps({'user': {**USER['user'], 'id': user_id}}))
-    with pytest.raises(NotSignedIn):
-        zendesk_module.show_self('an-access-token')
+@pytest.mark.parametrize(
+    ('lifetime', 'expires_at'),
+    [
+        (1, 1_800_000_001),
+        (10**9 - 1, 2_799_999_999),
+        (10**9, None),
+        (0, None),
+        (-5, None),
+        (604800.0, None),
+        (True, None),
+        ('604800', None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_the_expiry_is_unknown_if_the_lifetime_is_malformed(oauth, zendesk, clock, lifetime, expires_at):
+    clock.now = 1_800_000_000
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'refresh_token_expires_in': lifetime})
+    assert oauth.request_tokens(REFRESH_FORM)['refresh_token_expires_at'] == expires_at
 
 
-def test_halves_of_surrogate_pairs_are_replaced_in_name_and_role(zendesk):
-    zendesk.get(SHOW_SELF, body=json.dumps({'user': {'id': 1, 'name': 'n\ud800', 'role': 'r\udfff'}}))
-    assert zendesk_module.show_self('an-access-token') == {'name': 'n?', 'role': 'r?'}
+def test_a_client_without_expiration_gets_an_access_token_only(oauth, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'expires_in': 360})
+    assert oauth.request_tokens(CODE_FORM) == {'access_token': 'only-access'}
 
 
-@pytest.mark.parametrize('user', [{'name': 5}, {'name': None}, {'role': 5}, {'role': None}, {'id': '1'}, {'id': True}])
-def test_a_user_with_fields_of_other_types_is_not_shown(zendesk, user):
-    zendesk.get(SHOW_SELF, json={'user': {**USER['user'], **user}})
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *({'access_token': token} for token in (None, 5, '', ['a'], 'with space', 'a\nb', 'ä', 'x' * 4097)),
+        *({'refresh_token': token} for token in (None, 5, '', ['a'], 'with space', 'a\nb', 'ä', 'x' * 4097)),
+        *({'token_type': name} for name in ('mac', '', None, 5)),
+    ],
+)
+def test_unusable_tokens_are_refused(oauth, zendesk, changes):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, **changes})
     with pytest.raises(ZendeskError):
-        zendesk_module.show_self('an-access-token')
+        oauth.request_tokens(REFRESH_FORM)
 
 
-def test_a_status_that_is_not_documented_for_a_profile_is_an_error(zendesk):
-    zendesk.get(SHOW_SELF, status=206, json=USER)
-    with pytest.raises(ZendeskError, match='206'):
-        zendesk_module.show_self('an-access-token')
+@pytest.mark.parametrize('token_type', ['Bearer', 'BEARER', ...])
+def test_the_case_of_the_token_type_does_not_matter(oauth, zendesk, token_type):
+    zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, 'token_type': token_type}))
+    assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
 
 
-@pytest.mark.parametrize('error', ['invalid_scope', 'unauthorized_client', 'invalid_request'])
-def test_an_error_of_the_setup_is_named(zendesk, error):
-    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
-    with pytest.raises(SetupError, match=error):
-        zendesk_module.refresh('old-refresh')
+def test_the_longest_tokens_are_returned(oauth, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'access_token': 'x' * 4096})
+    assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'x' * 4096
+
+
+@pytest.mark.parametrize(
+    ('changes', 'warnings'), [({'scope': 'tickets:read'}, 1), ({'scope': 'users:read'}, 0), ({'scope': ...}, 0)]
+)
+def test_a_scope_that_was_not_requested_is_logged(oauth, zendesk, package_log, changes, warnings):
+    zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, **changes}))
+    assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
+    assert [(record.levelname, 'a scope other' in record.getMessage()) for record in package_log] == [
+        ('WARNING', True)
+    ] * warnings
+
+
+def test_an_error_does_not_carry_the_request(oauth, zendesk):
+    request = requests.Request('POST', TOKEN_ENDPOINT, data={'client_secret': 'canary'}).prepare()
+    zendesk.post(TOKEN_ENDPOINT, body=requests.ConnectionError(request=request))
+    with pytest.raises(ZendeskError) as raised:
+        oauth.request_tokens(REFRESH_FORM)
+    error = raised.value
+    while error is not None:
+        assert getattr(error, 'request', None) is None
+        error = error.__cause__
+
+
+def test_an_issued_token_is_replaced_wherever_it_is_repeated(oauth, zendesk, exchanges):
+    zendesk.post(
+        TOKEN_ENDPOINT,
+        json={**NEW_TOKENS, 'note': 'issued new-access', 'Token': {'value': 'canary'}, 'tokens': ['canary']},
+        headers={'WWW-Authenticate': 'Bearer new-refresh'},
+    )
+    oauth.request_tokens(REFRESH_FORM)
+    for secret in ('new-access', 'new-refresh', 'canary'):
+        assert secret not in str(exchanges[0].response)
+
+
+@pytest.mark.parametrize('error', [None, 'invalid_scope'])
+def test_a_form_without_a_scope_loses_no_tokens(oauth, zendesk, package_log, error):
+    fields = {name: value for name, value in REFRESH_FORM.items() if name != 'scope'}
+    if error:
+        zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
+        with pytest.raises(SetupError):
+            oauth.request_tokens(fields)
+    else:
+        zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+        assert oauth.request_tokens(fields)['access_token'] == 'new-access'
+    assert package_log == []
 
 
 @pytest.mark.parametrize('status', [400, 401, 403])
-def test_invalid_grant_counts_with_any_status_for_an_error_of_the_client(zendesk, status):
+@pytest.mark.parametrize(
+    ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*redirect URI'), (REFRESH_FORM, 'the refresh token is')]
+)
+def test_invalid_grant_names_the_cause_at_any_client_error(oauth, zendesk, status, fields, cause):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
-    with pytest.raises(InvalidGrant):
-        zendesk_module.refresh('old-refresh')
+    with pytest.raises(InvalidGrant, match=cause) as raised:
+        oauth.request_tokens(fields)
+    assert (raised.value.status, raised.value.reauthorize) == (400, True)
 
 
-@pytest.mark.parametrize('token_type', ['bearer', 'Bearer', 'BEARER'])
-def test_the_case_of_the_token_type_does_not_matter(zendesk, token_type):
-    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'token_type': token_type})
-    assert zendesk_module.refresh('old-refresh')['access_token'] == 'new-access'
-
-
-def test_an_answer_that_names_no_scope_has_the_one_asked_for(zendesk, log):
-    zendesk.post(TOKEN_ENDPOINT, json={name: value for name, value in NEW_PAIR.items() if name != 'scope'})
-    zendesk_module.refresh('old-refresh')
-    assert 'scope' not in ''.join(log)
-
-
-def test_a_403_is_a_missing_permission(zendesk):
-    zendesk.get(SHOW_SELF, status=403, json={'error': {'title': 'Forbidden', 'message': 'no'}})
-    with pytest.raises(PermissionMissing, match='users:read'):
-        zendesk_module.show_self('an-access-token')
-
-
-def test_another_scope_than_asked_for_is_logged(zendesk, log):
-    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'scope': 'tickets:read'})
-    assert zendesk_module.refresh('old-refresh')['access_token'] == 'new-access'
-    assert 'scope' in log[-1]
-
-
-def test_the_error_object_of_zendesks_other_apis_is_no_traceback(zendesk):
-    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': {'title': 'Forbidden'}})
-    with pytest.raises(ZendeskError):
-        zendesk_module.refresh('old-refresh')
-
-
-def test_errors_repeat_nothing_of_what_zendesk_sent(call):
-    body = json.dumps({'error': 'invalid_client', 'error_description': 'canary\nline'})
+@pytest.mark.parametrize('status', [200, 302, 429, 500])
+def test_invalid_grant_does_not_count_at_other_statuses(oauth, zendesk, status):
+    zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
     with pytest.raises(ZendeskError) as raised:
-        call(status=400, body=body)
-    assert 'canary' not in str(raised.value)
+        oauth.request_tokens(REFRESH_FORM)
+    assert not isinstance(raised.value, InvalidGrant)
+
+
+@pytest.mark.parametrize('status', [400, 401])
+@pytest.mark.parametrize('error', sorted(SETUP_ERRORS))
+def test_an_error_that_blames_the_settings_names_them(oauth, zendesk, status, error):
+    zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': error})
+    title, remedy = SETUP_ERRORS[error]
+    with pytest.raises(SetupError, match=error) as raised:
+        oauth.request_tokens(REFRESH_FORM)
+    assert raised.value.title == title
+    assert remedy.format(scope='users:read') in raised.value.advice
+
+
+def test_a_wrong_client_secret_names_both_settings(oauth, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, status=401, json={'error': 'invalid_client'})
+    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_SECRET.*ZENDESK_CLIENT_ID'):
+        oauth.request_tokens(REFRESH_FORM)
+
+
+@pytest.mark.parametrize('error', [{'title': 'Forbidden'}, ['invalid_grant'], 5, None, 'unheard_of'])
+def test_another_error_is_a_plain_zendesk_error(oauth, zendesk, error):
+    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
+    with pytest.raises(ZendeskError, match='400') as raised:
+        oauth.request_tokens(REFRESH_FORM)
+    assert type(raised.value) is ZendeskError
+
+
+@pytest.mark.parametrize('refresh_token', ['', '\ud800x', 'with space', 'x' * 5000])
+def test_an_impossible_refresh_token_is_not_sent(oauth, zendesk, refresh_token):
+    with pytest.raises(InvalidGrant, match='No usable refresh token'):
+        oauth.request_tokens({**REFRESH_FORM, 'refresh_token': refresh_token})
+    assert not zendesk.calls
+
+
+# --- The API --- #
+
+
+@pytest.mark.parametrize('status', [200, 401, 403, 500])
+def test_api_request_returns_each_status(oauth, zendesk, status):
+    zendesk.get(SHOW_SELF, status=status, json=USER, match=[bearer('canary-access')])
+    response = show_self(oauth, 'canary-access')
+    assert (response.status_code, response.json()) == (status, USER)
+
+
+@pytest.mark.parametrize('token', ['', 'with space', 'new\nline', 'ä', '日本', 'x' * 4097])
+def test_an_access_token_that_cannot_be_sent_is_a_401(oauth, zendesk, exchanges, token):
+    assert show_self(oauth, token) == Response(401, {}, b'')
+    assert not zendesk.calls
+    assert not exchanges
+
+
+def user_of(status: int = 200, **changes) -> dict[str, str]:
+    """Return what `user_from` returns for the practice user with these changes."""
+    return user_from(Response(status, {}, json.dumps({'user': {**USER['user'], **changes}}).encode()))
+
+
+def test_user_from_returns_name_and_role_and_nothing_else():
+    assert user_of(authenticity_token='canary', email='jane@example.com') == {'name': 'Jane Doe', 'role': 'agent'}
+
+
+def test_user_from_replaces_halves_of_surrogate_pairs():
+    assert user_of(name='n\ud800', role='r\udfff') == {'name': 'n?', 'role': 'r?'}
+
+
+@pytest.mark.parametrize('data', [{}, {'user': None}, {'user': []}, {'user': 'text'}, {'users': [USER]}])
+def test_a_response_without_a_user_is_an_error(data):
+    with pytest.raises(ZendeskError, match='without a user'):
+        user_from(Response(200, {}, json.dumps(data).encode()))
+
+
+@pytest.mark.parametrize('user_id', [None, False, True, [], '', '1', 1.0, float('nan'), {}])
+def test_a_user_without_a_number_is_anonymous(user_id):
+    with pytest.raises(AnonymousUser, match='Authorization header') as raised:
+        user_of(id=user_id)
+    assert (raised.value.status, raised.value.reauthorize) == (502, True)
+
+
+@pytest.mark.parametrize('changes', [{'name': 5}, {'name': None}, {'role': 5}, {'role': None}, {'role': ['agent']}])
+def test_a_user_with_a_malformed_field_is_not_returned(changes):
+    with pytest.raises(ZendeskError, match='name or role'):
+        user_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ('status', 'error', 'page', 'reauthorize'),
+    [
+        (401, NewTokenRejected, 502, True),
+        (403, InsufficientScope, 403, True),
+        (206, ZendeskError, 502, False),
+        (204, ZendeskError, 502, False),
+        (400, ZendeskError, 502, False),
+    ],
+)
+def test_each_other_status_of_show_self_is_an_error(status, error, page, reauthorize):
+    with pytest.raises(ZendeskError, match=str(status)) as raised:
+        user_of(status)
+    assert (type(raised.value), raised.value.status, raised.value.reauthorize) == (error, page, reauthorize)
+
+
+# --- Fingerprints --- #
+
+
+def test_each_token_has_its_own_fingerprint_every_time():
+    assert fingerprint('one-token') == fingerprint('one-token')
+    assert len({fingerprint(f'token-{number}') for number in range(1000)}) == 1000
+
+
+def test_a_fingerprint_is_the_beginning_of_the_sha_256():
+    # printf abc | sha256sum
+    assert fingerprint('abc') == '#ba7816bf'
+
+
+def test_fingerprints_names_the_code_and_the_tokens_only():
+    data = {'refresh_token': 'abc', 'code': 'abc', 'client_secret': 'abc', 'code_verifier': 'abc', 'state': 'abc'}
+    assert fingerprints(data) == 'code #ba7816bf, refresh token #ba7816bf'
+
+
+@pytest.mark.parametrize('token', ['', None, 5, ['abc'], {'abc': 'abc'}])
+def test_a_missing_token_has_no_fingerprint(token):
+    assert fingerprints({'access_token': token}) == ''
+
+
+def test_a_token_that_is_not_utf_8_has_a_fingerprint():
+    assert re.fullmatch('#[0-9a-f]{8}', fingerprint('\ud800'))
+
+
+# --- The record of each exchange --- #
+
+
+def test_a_refresh_is_one_record_with_both_messages(oauth, zendesk, exchanges):
+    headers = {'Cache-Control': 'no-store', 'Set-Cookie': 'canary=1', 'X-Request-Id': 'canary'}
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, headers=headers)
+    oauth.request_tokens(REFRESH_FORM)
+    [record] = exchanges
+    assert record.request == {
+        'method': 'POST',
+        'path': '/oauth/tokens',
+        'headers': {},
+        'form': {
+            'grant_type': 'refresh_token',
+            'client_id': 'test_client',
+            'client_secret': fingerprint('canary-client-secret'),
+            'refresh_token': fingerprint('canary-old-refresh'),
+            'scope': 'users:read',
+        },
+    }
+    assert record.response == {
+        'status': 200,
+        'headers': {'Content-Type': 'application/json', 'Cache-Control': 'no-store'},
+        'body': {
+            **NEW_TOKENS,
+            'access_token': fingerprint('new-access'),
+            'refresh_token': fingerprint('new-refresh'),
+        },
+    }
+    assert record.levelname == 'DEBUG'
+    assert record.getMessage() == (
+        f'POST /oauth/tokens with refresh token {fingerprint("canary-old-refresh")}: 200 with '
+        f'access token {fingerprint("new-access")}, refresh token {fingerprint("new-refresh")}'
+    )
+
+
+def test_an_api_request_is_one_record_with_both_messages(oauth, zendesk, exchanges):
+    data = {
+        'user': {**USER['user'], 'authenticity_token': 'canary', 'api_token': None, 'tags': ['a', {'token': 'canary'}]}
+    }
+    zendesk.get(SHOW_SELF, json=data)
+    show_self(oauth, 'canary-access')
+    [record] = exchanges
+    assert record.request == {
+        'method': 'GET',
+        'path': '/api/v2/users/me',
+        'headers': {'Authorization': f'Bearer {fingerprint("canary-access")}'},
+        'form': {},
+    }
+    assert record.response['body'] == {
+        'user': {
+            **USER['user'],
+            'authenticity_token': fingerprint('canary'),
+            'api_token': None,
+            'tags': ['a', {'token': fingerprint('canary')}],
+        }
+    }
+    assert record.getMessage() == f'GET /api/v2/users/me with access token {fingerprint("canary-access")}: 200'
+
+
+@pytest.mark.parametrize(
+    'response',
+    [
+        {'json': dict.fromkeys(('access_token', 'refresh_token', 'state', 'code', 'password'), 'canary')},
+        {'json': {'user': {'authenticity_token': 'canary', 'api_token': ['canary'], 'secret': 5}}},
+        {'body': '<html>canary', 'headers': {'Set-Cookie': '_zendesk_session=canary', 'Location': '/canary'}},
+        {'json': ['canary']},
+        {'json': 'canary'},
+        {'body': b'canary\xff', 'status': 500},
+        {'body': requests.ConnectionError('canary')},
+        {'body': requests.Timeout('canary')},
+    ],
+)
+def test_no_secret_is_in_any_record(send, exchanges, package_log, response):
+    try:
+        send(**response)
+    except ZendeskError as error:
+        assert 'canary' not in str(error)
+    [record] = exchanges
+    assert 'canary' not in record.getMessage() + json.dumps([record.request, record.response])
+    assert 'canary' not in ''.join(record.getMessage() for record in package_log)
+
+
+def test_the_record_has_no_secret_that_the_response_repeats(send, exchanges):
+    def repeat(request):
+        form = {name: values[0] for name, values in parse_qs(request.body or '').items()}
+        sent = f'{request.headers.get("Authorization")} {list(form.values())}'
+        assert 'canary' in sent
+        data = {'error': 'invalid_grant', 'error_description': sent, sent: [sent, {'detail': sent}]}
+        return 400, {'WWW-Authenticate': sent}, json.dumps(data)
+
+    with pytest.raises(ZendeskError):
+        send(callback=repeat)
+    [record] = exchanges
+    assert record.response['body']['error'] == 'invalid_grant'
+    assert 'canary' not in record.getMessage() + json.dumps([record.request, record.response])
+
+
+@pytest.mark.parametrize('response', [{'body': '<html>'}, {'json': ['a']}, {'json': 5}, {'body': b'\xff'}])
+def test_other_bodies_than_json_objects_are_left_out(send, exchanges, response):
+    with pytest.raises(ZendeskError):
+        send(**response)
+    assert exchanges[0].response['body'] is None
+
+
+@pytest.mark.parametrize('error', [requests.ConnectionError(), requests.Timeout()])
+def test_an_exchange_without_a_response_is_one_record(send, exchanges, error):
+    with pytest.raises(ZendeskError):
+        send(body=error)
+    [record] = exchanges
+    assert record.response is None
+    assert record.getMessage().endswith(': no response')
+
+
+def test_a_revocation_is_one_record(oauth, zendesk, exchanges):
+    zendesk.delete(REVOKE, status=204)
+    oauth.revoke_tokens(NEW, best_effort=True)
+    [record] = exchanges
+    assert record.request['headers'] == {'Authorization': f'Bearer {fingerprint("new-access")}'}
+    assert record.response == {'status': 204, 'headers': {'Content-Type': 'text/plain'}, 'body': None}
+
+
+def test_a_request_without_a_token_says_so(oauth, zendesk, exchanges):
+    zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
+    with pytest.raises(InvalidGrant):
+        oauth.request_tokens({'grant_type': 'authorization_code'})
+    assert exchanges[0].getMessage() == 'POST /oauth/tokens: 400'
+
+
+def test_no_exchange_is_recorded_at_level_info(send, exchanges):
+    logging.getLogger('zendesk_oauth.exchange').setLevel(logging.INFO)
+    with pytest.raises(ZendeskError):
+        send(status=500)
+    assert not exchanges

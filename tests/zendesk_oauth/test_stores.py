@@ -1,189 +1,211 @@
-"""users.json: whole, private, and nobody's record lost."""
+"""JsonFileStore: users.json is whole and private, and no user's record is lost."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from flask import session
-from servers import environment
+from filelock import FileLock
+from helpers import LATER, NEW, OLD, OTHER, records, store
 
-import backend_code
-from zendesk_oauth import stores as users_db
-from zendesk_oauth.stores import UsersDb
-from zendesk_oauth.token_store import StoreBusy, StoreError
+from zendesk_oauth import JsonFileStore, stores
+from zendesk_oauth.errors import LockTimeout, StoreError
+from zendesk_oauth.stores import GRACE, HOUR, SPARE, SWEEP, write_private_file
 
-PAIR = {'access_token': 'a', 'refresh_token': 'r'}
-NEW = {'access_token': 'a2', 'refresh_token': 'r2'}
+WEEK = 7 * 24 * 3600
+
+posix = pytest.mark.skipif(os.name != 'posix', reason='file modes and links are a matter of POSIX systems')
 
 
 @pytest.fixture
-def db(tmp_path, monkeypatch) -> UsersDb:
+def db(tmp_path, monkeypatch) -> JsonFileStore:
+    """An empty store in an empty working directory."""
     monkeypatch.chdir(tmp_path)
-    return UsersDb('users.json')
+    return JsonFileStore('users.json')
 
 
-def files() -> list[str]:
-    return sorted(path.name for path in Path().iterdir() if not path.name.endswith('.lock'))
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """A lock is waited for 50 ms, and an editor not at all."""
+    monkeypatch.setattr(stores, 'REFRESH_TIMEOUT', 0.05)
+    monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 0.05)
+    monkeypatch.setattr(stores, 'EDIT_TIMEOUT', 0)
+
+
+def files(pattern: str = '*') -> list[str]:
+    return sorted(path.name for path in Path().rglob(pattern) if path.name != 'users.json.d')
+
+
+def locks() -> list[str]:
+    """Return the lock files, without the lock of the writers."""
+    return [name for name in files('*.lock') if name != 'write.lock']
+
+
+def each_use(db: JsonFileStore) -> list:
+    """Return the methods that read or write the file."""
+    return [
+        lambda: db.find('alice'),
+        lambda: db.save('alice', NEW),
+        lambda: db.remove('alice'),
+        lambda: db.replace('alice', 'old-refresh', NEW),
+        db.check_writable,
+        lambda: db.refresh_lock('alice').__enter__(),
+    ]
+
+
+def each_write(db: JsonFileStore) -> list:
+    return [
+        lambda: db.save('alice', NEW),
+        lambda: db.remove('alice'),
+        lambda: db.replace('alice', 'old-refresh', NEW),
+        lambda: db.replace('alice', 'old-refresh', None),
+        db.check_writable,
+    ]
+
+
+# --- Records --- #
+
+
+def test_a_saved_record_is_found(db):
+    record = {**OLD, 'refresh_token_expires_at': None, 'scope': 'users:read', 'of': {'name': 'Zoë 山田 "\\'}}
+    db.save('Zoë 山田', record)
+    assert db.find('Zoë 山田') == record
+    assert JsonFileStore('users.json').find('Zoë 山田') == record
+    assert db.find('bob') is None
+
+
+def test_a_record_without_a_refresh_token_is_valid(db):
+    record = {'access_token': 'a', 'refresh_token': ''}
+    db.save('alice', record)
+    assert db.find('alice') == record
 
 
 def test_the_file_is_sorted_indented_json_for_people(db):
-    db.save('bob', PAIR)
+    db.save('bob', OTHER)
     db.save('alice', {'refresh_token': 'r', 'access_token': 'a'})
-    assert Path('users.json').read_text() == json.dumps({'alice': PAIR, 'bob': PAIR}, sort_keys=True, indent=2) + '\n'
+    assert Path('users.json').read_text() == (
+        '{\n'
+        '  "alice": {\n    "access_token": "a",\n    "refresh_token": "r"\n  },\n'
+        '  "bob": {\n    "access_token": "other-access",\n    "refresh_token": "other-refresh"\n  }\n'
+        '}\n'
+    )
 
 
-def test_reading_makes_no_file(db):
-    assert db.find('alice') is None
-    assert files() == []
+def test_a_removed_record_is_returned_and_the_others_stay(db):
+    store(alice=OLD, bob=OTHER)
+    assert db.remove('alice') == OLD
+    assert db.remove('alice') is None
+    assert records() == {'bob': OTHER}
 
 
-def test_the_file_can_be_put_elsewhere(db, app, monkeypatch):
-    db.save('alice', PAIR)
-    monkeypatch.setattr(backend_code, 'USERS_DB', 'elsewhere.json')
-    with app.test_request_context():
-        session['user_id'] = 'alice'
-        backend_code.store_oauth_tokens_in_db(NEW)
-    assert json.loads(Path('elsewhere.json').read_text()) == {'alice': NEW}
-    assert db.find('alice') == PAIR
+def test_replace_swaps_the_record_with_the_same_refresh_token(db):
+    store(alice=OLD, bob=OLD)
+    assert db.replace('alice', 'old-refresh', NEW) == NEW
+    assert records() == {'alice': NEW, 'bob': OLD}
+    assert db.replace('alice', 'new-refresh', None) is None
+    assert records() == {'bob': OLD}
 
 
-def test_an_editor_that_writes_a_byte_order_mark_does_no_harm(db):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}), encoding='utf-8-sig')
-    db.save('bob', NEW)
-    assert (db.find('alice'), db.find('bob')) == (PAIR, NEW)
+@pytest.mark.parametrize('record', [OTHER, None])
+def test_replace_leaves_another_record_alone(db, record):
+    store(alice=NEW)
+    assert db.replace('alice', 'old-refresh', record) == NEW
+    assert db.replace('bob', 'old-refresh', record) is None
+    assert records() == {'alice': NEW}
 
 
-# What may have become of the file: nothing but a JSON object is a store.
-NO_STORE = [b'', b'{"alice": {', b'\xff\xfe\x00', b'[]', b'null', b'[' * 200_000, b'{"alice": 1' + b'1' * 5000 + b'}']
+def test_one_of_twenty_simultaneous_replacements_wins(db):
+    store(alice=OLD)
+    new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        kept = list(pool.map(lambda record: db.replace('alice', 'old-refresh', record), new))
+    assert kept == [db.find('alice')] * 20
+    assert kept[0] in new
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    monkeypatch.setattr(users_db, 'EDIT_TIMEOUT', 0.05)
-
-
-def set_aside() -> list[Path]:
-    return list(Path().glob('users.json.unreadable-*'))
-
-
-@pytest.mark.parametrize('content', NO_STORE)
-@pytest.mark.parametrize(
-    'use',
-    [
-        lambda db: db.find('alice'),
-        lambda db: db.remove('alice'),
-        lambda db: db.replace('alice', 'r', NEW),
-        lambda db: db.save('alice', NEW),
-    ],
-)
-def test_a_file_that_is_no_store_is_set_aside_loudly(db, hasty, log, content, use):
-    Path('users.json').write_bytes(content)
-    Path('users.json').chmod(0o644)
-    assert use(db) is None
-    [aside] = set_aside()
-    assert aside.read_bytes() == content
-    assert stat.S_IMODE(aside.stat().st_mode) == 0o600 or os.name != 'posix'
-    assert str(aside) in log[0]
-    assert 'ERROR' in log[0].record['level'].name
-    # From then on it is as in a new folder.
-    db.save('bob', PAIR)
-    assert db.find('bob') == PAIR
-    assert set_aside() == [aside]
-    assert len(log) == 1
-
-
-def test_many_who_find_the_file_unreadable_at_once_set_it_aside_once(db, hasty):
-    Path('users.json').write_text('broken')
-    together = threading.Barrier(8)
-
-    def find(_):
-        together.wait()
-        return db.find('alice')
-
+def test_simultaneous_writers_lose_no_record(db):
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(find, range(8))) == [None] * 8
-    assert len(set_aside()) == 1
+        list(pool.map(lambda number: db.save(f'user-{number}', OLD), range(40)))
+    assert len(records()) == 40
 
 
-def test_a_file_is_set_aside_under_the_lock_of_the_writers_only(db, hasty, monkeypatch):
-    """Else it could be the good one that a writer has put there a moment ago."""
-    Path('users.json').write_text('broken')
-    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.1)
-    with users_db.FileLock('users.json.lock'), pytest.raises(StoreBusy):
-        db.find('alice')
-    assert set_aside() == []
+@pytest.mark.parametrize(
+    'record', [None, 5, 'text', [], {}, {'access_token': 'a'}, {'access_token': 'a', 'refresh_token': 5}]
+)
+def test_a_bad_record_costs_one_user_at_most(db, package_log, record):
+    store(alice=record, bob=OLD)
+    assert db.find('alice') is None
+    assert sum('lacks a token' in line.getMessage() for line in package_log) == (record is not None)
+    with db.refresh_lock('alice') as stored:
+        assert stored is None
+    assert db.replace('alice', 'old-refresh', NEW) is None
+    assert records() == {'alice': record, 'bob': OLD}
+    assert db.remove('alice') is None
+    assert records() == {'bob': OLD}
+    store(alice=record, bob=OLD)
+    db.save('alice', NEW)
+    assert records() == {'alice': NEW, 'bob': OLD}
 
 
-def test_a_file_that_can_not_be_read_for_a_moment_stays_and_is_an_error(db, monkeypatch):
-    db.save('alice', PAIR)
-
-    def refuse(self, **kwargs):
-        raise PermissionError(13, 'Permission denied')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, 'read_text', refuse)
-        for use in (lambda: db.find('alice'), lambda: db.save('bob', PAIR)):
-            with pytest.raises(StoreError, match='Permission denied'):
-                use()
-    assert files() == ['users.json']
-    assert db.find('alice') == PAIR
+def test_a_returned_record_can_be_changed_without_harm(db):
+    store(alice=OLD)
+    db.find('alice')['access_token'] = 'changed'
+    with db.refresh_lock('alice') as stored:
+        stored['access_token'] = 'changed'
+    assert db.find('alice') == OLD
 
 
-def test_what_is_in_the_way_of_the_file_or_its_lock_is_an_error(db):
-    Path('file').touch()
-    with pytest.raises(StoreError, match="can't be read"):
-        UsersDb('file/users.json').find('alice')
-    Path('users.json.lock').mkdir()
-    with pytest.raises(StoreError, match="can't be had"):
-        db.save('alice', PAIR)
+# --- Records whose refresh token has expired --- #
 
 
-def test_each_unreadable_file_gets_a_name_of_its_own(db, hasty):
-    for number in range(3):
-        Path('users.json').write_text(f'broken {number}')
-        assert db.find('alice') is None
-    assert sorted(path.read_text() for path in set_aside()) == ['broken 0', 'broken 1', 'broken 2']
+def test_a_grant_deletes_the_records_that_expired_a_day_ago(db, clock, package_log):
+    clock.now = now = 1_800_000_000
+    store(
+        alice={**OLD, 'refresh_token_expires_at': now + WEEK},
+        bob={**OLD, 'refresh_token_expires_at': now + 2 * WEEK},
+        carol=OLD,
+    )
+    clock.advance(WEEK + GRACE)
+    db.save('dave', OLD)
+    assert set(records()) == {'alice', 'bob', 'carol', 'dave'}
+    assert not package_log
+    clock.advance(1)
+    db.save('erin', OLD)
+    assert set(records()) == {'bob', 'carol', 'dave', 'erin'}
+    [line] = package_log
+    assert 'the records of 1 users' in line.getMessage()
 
 
-@pytest.mark.parametrize('use', [lambda db: db.find('alice'), lambda db: db.replace('alice', 'r', NEW)])
-def test_a_file_that_somebody_is_just_saving_is_waited_for(db, monkeypatch, use):
-    """An editor that writes in place: the file is empty, then half of it is there, then all."""
-    content = json.dumps({'alice': PAIR, 'bob': PAIR})
-    file = Path('users.json').open('w')  # noqa: SIM115 - it is closed while the app waits
-    steps = [lambda: (file.write(content[:20]), file.flush()), lambda: (file.write(content[20:]), file.close())]
-    monkeypatch.setattr(time, 'sleep', lambda seconds: steps.pop(0)())
-    assert use(db) in (PAIR, NEW)
-    assert db.find('bob') == PAIR
-    assert set_aside() == []
+def test_a_refresh_moves_the_expiry_of_its_record(db, clock):
+    clock.now = 1_800_000_000
+    store(alice={**OLD, 'refresh_token_expires_at': 1_800_000_000})
+    db.replace('alice', 'old-refresh', {**NEW, 'refresh_token_expires_at': 1_900_000_000})
+    clock.advance(2 * GRACE)
+    db.save('bob', OLD)
+    assert set(records()) == {'alice', 'bob'}
 
 
-def test_an_editor_has_some_time_to_finish(db):
-    Path('users.json').write_text('{')
-    threading.Timer(0.3, lambda: Path('users.json').write_text(json.dumps({'alice': PAIR}))).start()
-    assert db.find('alice') == PAIR
+def test_a_refresh_deletes_no_expired_record_not_even_its_own(db):
+    """A clock that is wrong must not cost tokens that Zendesk has just issued."""
+    expired = {**OLD, 'refresh_token_expires_at': 5}
+    store(alice=expired, bob=expired)
+    db.check_writable()
+    assert db.replace('alice', 'old-refresh', NEW) == NEW
+    assert records() == {'alice': NEW, 'bob': expired}
 
 
-def test_a_file_that_can_not_be_set_aside_stays_and_is_an_error(db, hasty, monkeypatch):
-    Path('users.json').write_text('broken')
-
-    def refuse(self, target):
-        raise PermissionError(13, 'Permission denied')
-
-    monkeypatch.setattr(Path, 'rename', refuse)
-    for use in (db.find, db.remove):
-        with pytest.raises(StoreError, match='Permission denied'):
-            use('alice')
-    assert Path('users.json').read_text() == 'broken'
+@pytest.mark.parametrize('expires_at', ['5', None, [], {}, True, 5.0])
+def test_a_record_with_a_malformed_expiry_stays(db, expires_at):
+    store(alice={**OLD, 'refresh_token_expires_at': expires_at}, bob=5)
+    db.save('carol', OLD)
+    assert set(records()) == {'alice', 'bob', 'carol'}
 
 
 # --- Reading --- #
@@ -191,268 +213,615 @@ def test_a_file_that_can_not_be_set_aside_stays_and_is_an_error(db, hasty, monke
 
 @pytest.fixture
 def parsed(monkeypatch) -> list[str]:
-    """What is parsed as JSON from now on."""
+    """The texts that are parsed as JSON from now on."""
     texts, loads = [], json.loads
     monkeypatch.setattr('zendesk_oauth.stores.json.loads', lambda text: texts.append(text) or loads(text))
     return texts
 
 
-def test_a_file_that_has_not_changed_is_read_once(db, parsed):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
-    let_some_time_pass()
+def freeze(monkeypatch) -> None:
+    """Make each change of users.json look like none, as within one tick of the file system's clock."""
+    real_stat, frozen = Path.stat, Path('users.json').stat()
+    monkeypatch.setattr(
+        Path, 'stat', lambda path, **kwargs: frozen if path.name == 'users.json' else real_stat(path, **kwargs)
+    )
+
+
+def test_reading_creates_no_file(db):
+    assert db.find('alice') is None
+    assert list(Path().iterdir()) == []
+
+
+def test_an_unchanged_file_is_read_once(db, parsed):
+    store(alice=OLD)
     for _ in range(100):
-        assert UsersDb('users.json').find('alice') == PAIR
+        assert db.find('alice') == OLD
+        assert db.find('bob') is None
     assert len(parsed) == 1
 
 
-@pytest.mark.parametrize('tick', [50_000_000, 2_000_000_000])
-def test_a_change_that_leaves_times_and_size_as_they_were_is_seen(db, monkeypatch, tick):
-    """A file system's clock may tick every few milliseconds, or seconds, and a script edits a digit in between."""
-    real_stat = Path.stat
-
-    def coarse_stat(path, **kwargs):
-        status = real_stat(path, **kwargs)
-        ctime = status.st_ctime_ns // tick * tick
-        mtime = 1 if tick < 10**9 else 0  # such as a copy that keeps the times has
-        return types.SimpleNamespace(
-            st_dev=status.st_dev,
-            st_ino=status.st_ino,
-            st_size=status.st_size,
-            st_mtime=mtime / 10**9,
-            st_mtime_ns=mtime,
-            st_ctime=ctime / 10**9,
-            st_ctime_ns=ctime,
-        )
-
-    monkeypatch.setattr(Path, 'stat', coarse_stat)
-    for number in range(100, 300):
-        time.sleep(0.002 if tick > 10**9 else 0)
-        record = {'access_token': str(number), 'refresh_token': 'r'}
-        with Path('users.json').open('w') as file:
-            json.dump({'alice': record}, file)
+def test_an_edited_file_is_read_again(db):
+    for number in range(100, 200):
+        record = {**OLD, 'access_token': str(number)}
+        Path('new.json').write_text(json.dumps({'alice': record}))
+        Path('new.json').rename('users.json')
         assert db.find('alice') == record
-
-
-def test_a_change_is_seen_after_a_long_time_without_one(db):
-    for record in (PAIR, {'access_token': 'b', 'refresh_token': 's'}, NEW):
-        Path('users.json').write_text(json.dumps({'alice': record}))
-        let_some_time_pass()
-        assert db.find('alice') == record
-        assert db.find('alice') == record
-    times = Path('users.json').stat()
-    Path('users.json').write_text(json.dumps({'alice': {'access_token': 'b2', 'refresh_token': 's2'}}))
-    os.utime('users.json', ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert db.find('alice') == {'access_token': 'b2', 'refresh_token': 's2'}
     Path('users.json').unlink()
     assert db.find('alice') is None
 
 
-def test_a_store_somewhere_else_is_another_one(db, tmp_path):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
-    let_some_time_pass()
-    assert db.find('alice') == PAIR
-    assert UsersDb('others.json').find('alice') is None
-    assert db.find('alice') == PAIR
+def test_the_refresh_lock_reads_past_the_cache(db, monkeypatch):
+    store(alice=OLD)
+    assert db.find('alice') == OLD
+    freeze(monkeypatch)
+    store(alice=NEW)
+    assert db.find('alice') == OLD
+    with db.refresh_lock('alice') as stored:
+        assert stored == NEW
+    assert db.find('alice') == NEW
 
 
-def let_some_time_pass() -> None:
-    """Put the last change of the file far enough back for it to be over. (Not its ctime: that takes real time.)"""
-    time.sleep(2 * users_db.CLOCK_TICK)
+def test_a_writer_reads_past_the_cache(db, monkeypatch):
+    store(alice=OLD)
+    assert db.find('alice') == OLD
+    freeze(monkeypatch)
+    store(alice=NEW, bob=OTHER)
+    assert db.replace('alice', 'old-refresh', OTHER) == NEW
+    assert db.remove('bob') == OTHER
 
 
-def test_a_record_that_was_found_is_nobody_elses(db):
-    Path('users.json').write_text(json.dumps({'alice': PAIR}))
-    let_some_time_pass()
-    db.find('alice')['access_token'] = 'changed'
-    assert db.find('alice') == PAIR
+def test_the_path_can_be_a_function(tmp_path):
+    path = tmp_path / 'one.json'
+    db = JsonFileStore(lambda: str(path))
+    db.save('alice', OLD)
+    path = tmp_path / 'other.json'
+    assert db.find('alice') is None
+    db.save('alice', NEW)
+    path = tmp_path / 'one.json'
+    assert db.find('alice') == OLD
+    assert str(db) == str(path)
+
+
+def test_a_byte_order_mark_does_no_harm(db):
+    Path('users.json').write_text(json.dumps({'alice': OLD}), encoding='utf-8-sig')
+    db.save('bob', NEW)
+    assert (db.find('alice'), db.find('bob')) == (OLD, NEW)
+
+
+def test_an_unreadable_file_stays_and_raises(db, monkeypatch):
+    store(alice=OLD)
+
+    def refuse(self, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'read_text', refuse)
+        for use in each_use(db):
+            with pytest.raises(StoreError, match=r"users\.json can't be read: Permission denied"):
+                use()
+    assert files('*.json*') == ['users.json']
+    assert db.find('alice') == OLD
+
+
+def test_a_file_in_the_place_of_the_folder_raises(db):
+    Path('file').touch()
+    with pytest.raises(StoreError, match="can't be read"):
+        JsonFileStore('file/users.json').find('alice')
+
+
+# --- A file that is not a JSON object --- #
+
+NOT_A_JSON_OBJECT = {
+    'empty': b'',
+    'cut off': b'{"alice": {',
+    'not UTF-8': b'\xff\xfe\x00',
+    'a list': b'[]',
+    'null': b'null',
+    'nested too deeply': b'[' * 200_000,
+    'a number that is too long': b'{"alice": 1' + b'1' * 5000 + b'}',
+}
+
+
+@pytest.mark.parametrize('content', NOT_A_JSON_OBJECT.values(), ids=NOT_A_JSON_OBJECT)
+@pytest.mark.parametrize('number', range(6))
+def test_a_file_that_is_no_json_object_is_renamed_once(db, impatient, package_log, content, number):
+    Path('users.json').write_bytes(content)
+    Path('users.json').chmod(0o644)
+    each_use(db)[number]()
+    [renamed] = files('users.json.unreadable-*')
+    assert Path(renamed).read_bytes() == content
+    assert stat.S_IMODE(Path(renamed).stat().st_mode) == 0o600 or os.name != 'posix'
+    [line] = package_log
+    assert line.levelname == 'ERROR'
+    assert f'users.json is not a JSON object: renamed to {renamed}' in line.getMessage()
+    # From then on it is as in a new folder.
+    db.save('bob', OLD)
+    assert db.find('bob') == OLD
+    assert files('users.json.unreadable-*') == [renamed]
+
+
+def test_simultaneous_readers_rename_an_unreadable_file_once(db, impatient, monkeypatch):
+    monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 5)
+    Path('users.json').write_text('broken')
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: together.wait() is db.find('alice'), range(8)))
+    assert found == [False] * 8
+    assert len(files('users.json.unreadable-*')) == 1
+
+
+def test_a_file_is_renamed_only_under_the_write_lock(db, impatient):
+    """Without the lock, a writer's new file could be renamed."""
+    db.check_writable()
+    Path('users.json').write_text('broken')
+    with FileLock('users.json.d/locks/write.lock'), pytest.raises(LockTimeout):
+        db.find('alice')
+    assert files('users.json*') == ['users.json']
+
+
+def test_each_renamed_file_has_its_own_name(db, impatient):
+    for number in range(3):
+        Path('users.json').write_text(f'broken {number}')
+        assert db.find('alice') is None
+    renamed = files('users.json.unreadable-*')
+    assert [Path(name).read_text() for name in renamed] == ['broken 0', 'broken 1', 'broken 2']
+
+
+@pytest.mark.parametrize(
+    ('use', 'outcome'), [(lambda db: db.find('alice'), OLD), (lambda db: db.replace('alice', 'old-refresh', NEW), NEW)]
+)
+def test_an_editor_that_is_writing_the_file_is_waited_for(db, monkeypatch, use, outcome):
+    """It writes in place: the file is empty, then half of it is there, then all."""
+    content = json.dumps({'alice': OLD, 'bob': OTHER})
+    file = Path('users.json').open('w')  # noqa: SIM115 - it is closed while the store waits
+    steps = [lambda: (file.write(content[:20]), file.flush()), lambda: (file.write(content[20:]), file.close())]
+    monkeypatch.setattr(time, 'sleep', lambda seconds: steps.pop(0)())
+    assert use(db) == outcome
+    assert db.find('bob') == OTHER
+    assert files('users.json.unreadable-*') == []
+
+
+def test_an_editor_has_one_second_to_finish(db, monkeypatch):
+    now = time.monotonic()
+    began = now
+    Path('users.json').write_text('{')
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    monkeypatch.setattr(time, 'sleep', sleep)
+    assert db.find('alice') is None
+    assert 1 < now - began < 1.1
+
+
+def test_a_file_that_cannot_be_renamed_stays_and_raises(db, impatient, monkeypatch):
+    Path('users.json').write_text('broken')
+
+    def refuse(self, target):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(Path, 'rename', refuse)
+    for use in each_use(db):
+        with pytest.raises(StoreError, match="is not JSON, and can't be renamed: Permission denied"):
+            use()
+    assert Path('users.json').read_text() == 'broken'
 
 
 # --- Writing --- #
 
 
-def test_a_rehearsal_changes_nothing_and_leaves_nothing(db):
-    db.rehearse()
-    assert files() == []
-    db.save('alice', PAIR)
+def test_check_writable_writes_the_file_as_it_is(db):
+    store(alice=OLD)
     before = Path('users.json').stat()
-    db.rehearse()
-    assert Path('users.json').stat() == before
-    assert files() == ['users.json']
+    db.check_writable()
+    assert records() == {'alice': OLD}
+    assert Path('users.json').stat().st_ino != before.st_ino
+    assert files('users*') == ['users.json']
 
 
-@pytest.mark.skipif(os.name != 'posix', reason='a limit on what a process may write is a matter of POSIX systems')
-def test_a_rehearsal_fails_where_the_file_and_some_more_would_not_fit(db):
-    program = """if True:
-        import resource, sys, zendesk_oauth.stores as users_db
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
-        try:
-            users_db.UsersDb('users.json').rehearse()
-        except users_db.StoreError as error:
-            print(error)
-    """
-    Path('users.json').write_text(' ' * 10_000)
-    said = [
-        subprocess.run(
-            [sys.executable, '-c', program, limit], env=environment(), capture_output=True, text=True, check=True
-        ).stdout
-        for limit in ('11000', '20000')
-    ]
-    assert "users.json can't be written: File too large" in said[0]
-    assert said[1] == ''
+@pytest.mark.parametrize('step', ['open', 'fsync', 'replace'])
+@pytest.mark.parametrize('number', range(5))
+def test_a_failed_write_raises_and_leaves_the_old_file_only(db, monkeypatch, step, number):
+    """Such as a full disk, a read-only folder, or a file that is mounted by itself and cannot be replaced."""
+    store(alice=OLD)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EBUSY, 'Device or resource busy')
+
+    with monkeypatch.context() as patch:
+        if step == 'replace':
+            patch.setattr(Path, 'replace', fail)
+        else:
+            real = os.open
+            patch.setattr(
+                os, step, lambda path, *args: fail() if str(path)[-4:] in ('.tmp', str(path)) else real(path, *args)
+            )
+        with pytest.raises(StoreError, match=r"users\.json can't be written: Device or resource busy\. Check the disk"):
+            each_write(db)[number]()
+    assert records() == {'alice': OLD}
+    assert files('users*') == ['users.json']
 
 
-def test_a_rehearsal_fails_where_the_folder_is_not_there():
+def test_nothing_is_written_if_nothing_changes(db, full_disk):
+    store(alice=OLD)
+    db.save('alice', dict(OLD))
+    db.remove('bob')
+    db.replace('alice', 'another', NEW)
+    db.replace('alice', 'old-refresh', dict(OLD))
+
+
+def test_a_missing_folder_raises(db):
+    for use in each_write(JsonFileStore('no/such/folder/users.json')):
+        with pytest.raises(StoreError, match=r"users\.json\.d/locks can't be created"):
+            use()
     with pytest.raises(StoreError):
-        UsersDb('no/such/folder/users.json').rehearse()
+        JsonFileStore('no/such/folder/users.json').consume_once('key', LATER)
 
 
-def test_a_write_waits_for_another_one_but_not_for_ever(db, monkeypatch):
-    lock = users_db.FileLock('users.json.lock', thread_local=False)
+def test_a_folder_in_the_place_of_the_lock_raises(db):
+    Path('users.json.d/locks/write.lock').mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"write\.lock can't be acquired"):
+        db.check_writable()
+
+
+def test_a_write_waits_for_another_one_but_not_forever(db, monkeypatch):
+    db.check_writable()
+    lock = FileLock('users.json.d/locks/write.lock', thread_local=False)
     lock.acquire()
-    threading.Timer(0.3, lock.release).start()
-    db.save('alice', PAIR)
-    assert db.find('alice') == PAIR
-    monkeypatch.setattr(users_db, 'WRITE_TIMEOUT', 0.1)
-    with lock, pytest.raises(StoreBusy):
-        db.save('bob', PAIR)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(db.remove, 'alice')
+        threading.Timer(0.05, lock.release).start()
+        writing.result(10)
+    monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 0.05)
+    with lock, pytest.raises(LockTimeout, match=r'not released within 0\.05 s\. Try again later'):
+        db.remove('alice')
 
 
-@pytest.mark.skipif(os.name != 'posix', reason='file modes are a matter of POSIX systems')
-def test_all_that_is_written_is_private_whatever_the_umask(db):
+@posix
+def test_all_files_are_private_whatever_the_umask(db):
     Path('users.json').write_text('{}')
     Path('users.json').chmod(0o644)
     before = os.umask(0)
     try:
-        db.save('alice', PAIR)
-        with db.refreshing('alice'):
-            assert db.first_use('key', 600)
-            modes = {path: stat.S_IMODE(path.stat().st_mode) for path in Path().rglob('*')}
+        db.save('alice', OLD)
+        db.consume_once('key', LATER)
+        with db.refresh_lock('alice'):
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in Path().rglob('*')}
     finally:
         os.umask(before)
-    assert modes.pop(Path('users.json.used')) == 0o700
+    folders = [modes.pop(name) for name in list(modes) if name in ('users.json.d', 'locks') or name.startswith('used-')]
+    assert folders == [0o700] * 3
     assert set(modes.values()) == {0o600}
-    assert len(modes) == 4  # users.json, its two locks, and the key's marker
+    assert len(modes) == 4  # users.json, two locks, a marker
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(db, monkeypatch):
-    db.save('alice', PAIR)
-
-    def no_space(descriptor):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(os, 'fsync', no_space)
-    with pytest.raises(StoreError, match='No space left'):
-        db.save('alice', NEW)
-    assert db.find('alice') == PAIR
-    assert files() == ['users.json']
+# --- write_private_file --- #
 
 
-def test_nothing_is_written_where_nothing_changed(db, monkeypatch):
-    db.save('alice', PAIR)
-    monkeypatch.setattr('zendesk_oauth.private_file.write', None)
-    db.save('alice', dict(PAIR))
-    db.remove('bob')
+def test_write_private_file_replaces_the_text(db):
+    Path('file').write_text('a longer text that was there before')
+    write_private_file('file', 'Zoë 山田')
+    assert Path('file').read_text(encoding='utf-8') == 'Zoë 山田'
+    assert files() == ['file']
 
 
-@pytest.mark.parametrize('user_id', ['a/b', '../x', 'x' * 300, 'Zoë 山田'])
-def test_any_user_id_will_do_for_a_lock(db, user_id):
-    with db.refreshing(user_id):
-        assert len(list(Path().iterdir())) == 1
-    assert list(Path().iterdir()) == []
+@posix
+def test_the_file_is_private_from_the_moment_it_exists(db, monkeypatch):
+    modes, real_open = [], os.open
+
+    def record_mode(path, *args):
+        descriptor = real_open(path, *args)
+        if Path(path).is_file():
+            modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return descriptor
+
+    monkeypatch.setattr(os, 'open', record_mode)
+    before = os.umask(0)
+    try:
+        write_private_file('file', 'secret')
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert stat.S_IMODE(Path('file').stat().st_mode) == 0o600
 
 
-def test_a_lock_file_that_somebody_has_removed_does_no_harm(db):
-    with db.refreshing('alice'):
-        locks()[0].unlink()
+def test_the_text_is_synced_before_the_old_file_is_replaced(db, monkeypatch):
+    steps, fsync, replace = [], os.fsync, Path.replace
+
+    def record_fsync(descriptor):
+        steps.append(('fsync', os.fstat(descriptor).st_size if len(steps) == 0 else None))
+        fsync(descriptor)
+
+    def record_replace(path, target):
+        assert path.parent == target.parent  # a rename is atomic within a folder only
+        steps.append(('replace', None))
+        replace(path, target)
+
+    monkeypatch.setattr(os, 'fsync', record_fsync)
+    monkeypatch.setattr(Path, 'replace', record_replace)
+    write_private_file('file', 'text')
+    assert steps[:2] == [('fsync', 4), ('replace', None)]
+    assert steps[2:] == [('fsync', None)] * (os.name == 'posix')  # the folder
 
 
-def test_refreshes_leave_no_files_behind(db):
-    def refresh(number):
-        with db.refreshing(f'user{number % 5}'):
-            return number
+def test_a_folder_that_cannot_be_synced_is_no_error(db, monkeypatch):
+    def refuse(path, flags, *args, real_open=os.open):
+        if flags == os.O_RDONLY:
+            raise PermissionError(13, 'Permission denied')
+        return real_open(path, flags, *args)
+
+    monkeypatch.setattr(os, 'open', refuse)
+    write_private_file('file', 'text')
+    assert Path('file').read_text() == 'text'
+
+
+def test_an_interrupted_write_leaves_the_old_file_only(db, monkeypatch):
+    Path('file').write_text('old')
+
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'fsync', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_private_file('file', 'new')
+    assert Path('file').read_text() == 'old'
+    assert files() == ['file']
+
+
+def test_a_write_deletes_what_a_killed_one_left_behind(db):
+    Path('file.tmp').write_text('half of')
+    write_private_file('file', 'text')
+    assert files() == ['file']
+
+
+@posix
+def test_a_link_stays_and_its_target_is_replaced(db):
+    Path('data').mkdir()
+    Path('data/file').write_text('old')
+    Path('link').symlink_to('data/file')
+    write_private_file('link', 'new')
+    assert Path('link').is_symlink()
+    assert Path('data/file').read_text() == 'new'
+    assert files() == ['data', 'file', 'link']
+
+
+@posix
+def test_a_planted_temporary_file_is_not_written_to(db, monkeypatch):
+    Path('elsewhere').write_text('theirs')
+    Path('file.tmp').symlink_to('elsewhere')
+    monkeypatch.setattr(Path, 'unlink', lambda self, missing_ok=False: None)  # it is planted after that
+    with pytest.raises(FileExistsError):
+        write_private_file('file', 'secret')
+    assert Path('elsewhere').read_text() == 'theirs'
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='open files are counted where Linux lists them')
+def test_no_file_stays_open(db):
+    def open_files() -> int:
+        return len(list(Path('/proc/self/fd').iterdir()))
+
+    before = open_files()
+    for number in range(5):
+        db.save('alice', {**OLD, 'access_token': str(number)})
+        db.consume_once(str(number), LATER)
+        with db.refresh_lock('alice'):
+            pass
+    assert open_files() <= before
+
+
+# --- The refresh lock --- #
+
+
+@pytest.mark.usefixtures('impatient')
+def test_the_refresh_lock_admits_one_holder_per_user(db):
+    with db.refresh_lock('alice'):
+        with pytest.raises(LockTimeout), db.refresh_lock('alice'):
+            pass
+        with db.refresh_lock('bob'):
+            pass
+    with db.refresh_lock('alice'):
+        pass
+
+
+@pytest.mark.usefixtures('impatient')
+def test_a_failed_refresh_releases_the_lock(db, monkeypatch):
+    kept = []  # a lock that is garbage would release itself
+    monkeypatch.setattr(stores, 'FileLock', lambda *args, **kwargs: kept.append(FileLock(*args, **kwargs)) or kept[-1])
+    with pytest.raises(ZeroDivisionError), db.refresh_lock('alice'):
+        1 / 0  # noqa: B018
+    with db.refresh_lock('alice'):
+        pass
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize('user_id', ['', 'a/b', '../x', '..', 'x' * 300, 'Zoë 山田', 'a\x00b', 'write'])
+def test_any_user_id_has_a_lock(db, user_id):
+    with db.refresh_lock(user_id):
+        db.save(user_id, OLD)
+        assert len(locks()) == 1
+    assert db.find(user_id) == OLD
+    assert sorted(path.name for path in Path().iterdir()) == ['users.json', 'users.json.d']
+
+
+def test_a_deleted_lock_file_does_no_harm(db):
+    with db.refresh_lock('alice'):
+        Path('users.json.d/locks', *locks()).unlink()
+    with db.refresh_lock('alice'):
+        pass
+
+
+# --- Keys that are used once --- #
+
+
+def test_a_key_is_consumed_once_by_twenty_at_once(db):
+    together = threading.Barrier(20)
+
+    def consume(_) -> bool:
+        together.wait()
+        return db.consume_once('key', LATER)
 
     with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(refresh, range(100))) == list(range(100))
-    assert list(Path().iterdir()) == []
-
-
-def test_a_grant_clears_away_the_locks_of_killed_refreshes_and_no_others(db, monkeypatch):
-    program = """if True:
-        import os, signal, sys, zendesk_oauth.stores as users_db
-        with users_db.UsersDb('users.json').refreshing(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    for user_id in ('alice', 'bob'):
-        subprocess.run([sys.executable, '-c', program, user_id], env=environment(), check=False)
-    assert len(locks()) == 2
-    with db.refreshing('alice'):  # which does not wait for the dead
-        db.save('carol', PAIR)
-        [held] = locks()
-        timeouts = []
-        real_locked = users_db._locked
-
-        def locked(path, timeout, **kwargs):
-            timeouts.append(timeout)
-            return real_locked(path, timeout, **kwargs)
-
-        monkeypatch.setattr(users_db, '_locked', locked)
-        db.save('carol', NEW)
-        assert locks() == [held]
-        assert timeouts == [0, users_db.WRITE_TIMEOUT]  # nobody waits for a refresh that is alive
-    assert locks() == []
-
-
-def test_a_grant_clears_away_no_other_programs_locks(db):
-    Path('poetry.lock').touch()
-    db.save('alice', PAIR)
-    assert Path('poetry.lock').exists()
-
-
-def locks() -> list[Path]:
-    return list(Path().glob('users.json.?*.lock'))
-
-
-@pytest.mark.parametrize('step', ['os.fdopen', 'os.fsync', 'Path.replace'])
-def test_what_a_killed_writer_has_left_behind_goes_with_the_next_write(db, step):
-    program = f"""if True:
-        import os, signal, zendesk_oauth.stores as users_db
-        from pathlib import Path
-        {step} = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-        users_db.UsersDb('users.json').save('bob', {PAIR})
-    """
-    db.save('alice', PAIR)
-    subprocess.run([sys.executable, '-c', program], env=environment(), check=False)
-    assert len(files()) == 2
-    assert db.find('alice') == PAIR
-    db.save('bob', NEW)
-    assert files() == ['users.json']
-
-
-def test_markers_of_used_keys_go_when_their_time_is_over(db):
-    assert db.first_use('key', 600)
-    os.utime('users.json.used/key', (0, 0))
-    assert db.first_use('other', 600)
-    assert list(Path('users.json.used').iterdir()) == [Path('users.json.used/other')]
-
-
-def test_a_marker_that_another_process_has_just_swept_is_no_error(db, monkeypatch):
-    real_iterdir = Path.iterdir
-    monkeypatch.setattr(Path, 'iterdir', lambda self: iter([*real_iterdir(self), self / 'gone']))
-    assert db.first_use('key', 600)
+        assert sorted(pool.map(consume, range(20))) == [False] * 19 + [True]
+    assert db.consume_once('other', LATER)
+    assert not JsonFileStore('users.json').consume_once('key', LATER)
 
 
 def test_a_key_is_marked_in_one_step(db, monkeypatch):
-    assert db.first_use('key', 600)
-    monkeypatch.setattr(Path, 'exists', lambda self: False)  # a look before would come too early
-    assert not db.first_use('key', 600)
+    assert db.consume_once('key', LATER)
+    monkeypatch.setattr(Path, 'exists', lambda self: False)  # a look before the write would come too early
+    assert not db.consume_once('key', LATER)
 
 
-def test_a_file_in_the_place_of_the_markers_is_an_error_and_no_used_key(db):
-    Path('users.json.used').touch()
-    with pytest.raises(StoreError):
-        db.first_use('key', 600)
+def test_markers_that_cannot_be_written_raise(db, monkeypatch):
+    def refuse(self, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'touch', refuse)
+    with pytest.raises(StoreError, match=r"users\.json\.d/used-1111111 can't be written: No space left on device"):
+        db.consume_once('key', LATER)
 
 
-def test_markers_that_can_not_be_written_are_an_error(db):
-    with pytest.raises(StoreError):
-        UsersDb('no/such/folder/users.json').first_use('key', 600)
+def test_a_file_in_the_place_of_the_markers_raises(db):
+    Path('users.json.d').touch()
+    with pytest.raises(StoreError, match=r'users\.json\.d'):
+        db.consume_once('key', LATER)
+
+
+# --- The sweep --- #
+
+
+def markers() -> list[str]:
+    return sorted(path.name for path in Path('users.json.d').glob('used-*/*'))
+
+
+def test_expired_markers_are_deleted_at_the_next_callback(db, clock):
+    clock.now = 100 * HOUR
+    for name, seconds in {'old': 0, 'young': HOUR, 'new': 2 * HOUR}.items():
+        assert db.consume_once(name, int(clock.now) + seconds)
+    clock.advance(HOUR + 1)
+    assert db.consume_once('other', int(clock.now) + HOUR)
+    assert markers() == ['new', 'other', 'young']
+    assert not db.consume_once('young', 101 * HOUR)
+
+
+def test_a_grant_deletes_the_locks_that_nobody_holds(db):
+    for number in range(5):
+        with db.refresh_lock(f'user-{number}'):
+            pass
+    assert len(locks()) == 5
+    with db.refresh_lock('alice'):
+        [held] = set(locks()) - {name for name in locks() if not is_held(name)}
+        db.save('bob', OLD)
+        assert locks() == [held]
+    db.save('carol', OLD)
+    assert locks() == []
+
+
+def is_held(name: str) -> bool:
+    lock = FileLock(f'users.json.d/locks/{name}', timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except TimeoutError:
+        return True
+    lock.release()
+    return False
+
+
+def test_a_sweep_deletes_a_limited_number_of_files_and_never_starves(db):
+    for number in range(3 * SWEEP):
+        db.consume_once(f'fresh{number}', LATER)
+    old = Path('users.json.d/used-5')
+    old.mkdir()
+    for number in range(2 * SWEEP + 10):
+        (old / str(number)).touch()
+    for left in (SWEEP + 10, 10, 0):
+        db.consume_once(f'new{left}', LATER)
+        assert len(list(old.glob('*'))) == left
+    assert not old.exists()
+    assert len(markers()) == 3 * SWEEP + 3
+
+
+def test_a_grant_deletes_a_limited_number_of_locks(db):
+    db.save('alice', OLD)
+    for number in range(2 * SWEEP):
+        Path('users.json.d/locks', f'{number}.lock').touch()
+    db.save('alice', NEW)
+    assert len(locks()) == pytest.approx(SWEEP, abs=1)  # one more or less: the writers' lock
+
+
+@pytest.mark.parametrize('name', ['backup.json', 'used-mine/file', 'used-/file'])
+def test_the_sweep_leaves_files_of_others_alone(db, name):
+    db.save('alice', OLD)
+    path = Path('users.json.d', name)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.utime(path, (0, 0))
+    db.consume_once('key', LATER)
+    db.save('alice', NEW)
+    assert path.exists()
+
+
+def test_a_sweep_that_fails_stops_nobody(db, monkeypatch):
+    Path('users.json.d/used-5').mkdir(parents=True)
+    Path('users.json.d/used-5/old').touch()
+
+    def refuse(self, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'unlink', lambda self, missing_ok=False: None if missing_ok else refuse(self))
+        assert db.consume_once('key', LATER)
+        db.save('alice', OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'scandir', refuse)
+        db.save('alice', NEW)
+    assert records() == {'alice': NEW}
+
+
+def test_check_writable_needs_room_for_the_file_to_grow(db, monkeypatch):
+    db.save('alice', OLD)
+    sizes = []
+    before = Path('users.json').read_bytes()
+    monkeypatch.setattr('zendesk_oauth.stores.write_private_file', lambda path, text, spare: sizes.append(spare))
+    db.check_writable()
+    db.save('alice', NEW)
+    assert sizes == [SPARE, 0]
+    assert Path('users.json').read_bytes() == before
+
+
+def test_spare_bytes_are_written_and_cut_off(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_private_file(str(tmp_path / 'file'), 'Zoë', spare=4096)
+    assert (tmp_path / 'file').read_text(encoding='utf-8') == 'Zoë'
+    assert sizes[0] == len('Zoë'.encode())
+
+
+def test_no_two_hold_a_refresh_lock_while_others_sweep(db):
+    holders, most, done = [], [], threading.Event()
+
+    def refresh(number: int) -> None:
+        for _ in range(15):
+            with JsonFileStore('users.json').refresh_lock('alice'):
+                holders.append(number)
+                most.append(len(holders))
+                time.sleep(0)  # lets the other threads go on
+                most.append(len(holders))
+                holders.remove(number)
+
+    def sweep(number: int) -> None:
+        while not done.is_set():
+            JsonFileStore('users.json').save('bob', {**OTHER, 'access_token': str(number)})
+
+    with ThreadPoolExecutor(12) as pool:
+        sweeping = [pool.submit(sweep, number) for number in range(4)]
+        refreshing = [pool.submit(refresh, number) for number in range(8)]
+        for future in refreshing:
+            future.result(60)
+        done.set()
+        for future in sweeping:
+            future.result(60)
+    assert set(most) == {1}
+    assert len(most) == 8 * 15 * 2

@@ -1,0 +1,255 @@
+"""The OAuth client: begin and complete an authorization request, request tokens, call the API, revoke."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from zendesk_oauth import endpoints
+from zendesk_oauth.authorization import Authorization, AuthorizationRequest, digest
+from zendesk_oauth.endpoints import TOKEN
+from zendesk_oauth.errors import (
+    AuthorizationError,
+    InvalidGrant,
+    NewTokenRejected,
+    StoreError,
+    ZendeskError,
+    ZendeskOAuthError,
+)
+from zendesk_oauth.stores import Record, Store
+from zendesk_oauth.transport import Response
+
+BEST_EFFORT_TIMEOUT = 3  # seconds
+
+log = logging.getLogger('zendesk_oauth')
+
+
+class ZendeskOAuth:
+    """
+    An OAuth client of one Zendesk account, with the tokens of all its users in `store`.
+
+    `zendesk_url` is the account's address, such as https://mondocam.zendesk.com. Threads and forked processes can share
+    an instance.
+    """
+
+    def __init__(
+        self,
+        *,
+        zendesk_url: str,
+        client_id: str,
+        client_secret: str,
+        redirect_uri: str,
+        scope: str,
+        store: Store,
+    ) -> None:
+        self.store = store
+        self._zendesk_url = zendesk_url
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._scope = scope
+        self._authorization = Authorization(
+            client_secret=client_secret, redirect_uri=redirect_uri, scope=scope, issuer=zendesk_url
+        )
+
+    # --- The grant --- #
+
+    def authorization_request(self, user_id: None) -> AuthorizationRequest:
+        """
+        Return a new authorization request: `state` and `code_challenge`, and the cookie that binds it to the browser.
+
+        With `user_id=None` it is bound to the browser alone. (RFC 6749, section 4.1.1; RFC 7636, section 4.3.)
+        """
+        return self._authorization.begin(user_id)
+
+    def consume_state(self, query: Mapping[str, str], cookies: Mapping[str, str]) -> str:
+        """
+        Verify the state of a callback, mark it as used, and return the PKCE code verifier.
+
+        Call it before using anything else in the query (RFC 9700, section 4.7).
+
+        Raises:
+            AuthorizationError: this browser did not begin the request, the request is too old, or it was already used.
+            StoreError: the state can't be marked as used.
+        """
+        state, expires_at = self._authorization.verified_state(query, cookies, None)
+        # Deleting the cookie would not stop simultaneous requests, so the store remembers the state.
+        if not self.store.consume_once(digest(state), expires_at):
+            raise AuthorizationError('The state was already used: the callback was opened twice. No action needed')
+        log.info('The state %s belongs to this browser and is used for the first time', endpoints.fingerprint(state))
+        return self._authorization.code_verifier(state)
+
+    def authorization_code(self, query: Mapping[str, str]) -> str:
+        """
+        Return the authorization code of a callback whose state is consumed.
+
+        Raises:
+            AccessDenied: the user did not grant access.
+            AuthorizationError, SetupError: Zendesk sent another error, or no valid code (RFC 6749, section 4.1.2.1).
+        """
+        return self._authorization.code(query)
+
+    # --- Requests to Zendesk --- #
+
+    def request_tokens(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Send `form` to the token endpoint, once, and return the tokens (RFC 6749, sections 4.1.3 and 6).
+
+        Zendesk deletes the old tokens when it refreshes them, so the store is checked first: new tokens that can't be
+        stored are not requested.
+
+        Returns:
+            `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at`
+            (seconds since 1970, or None if Zendesk does not say).
+
+        Raises:
+            InvalidGrant: the code or the refresh token is used, expired or revoked.
+            ZendeskError: anything else. The old tokens may be valid.
+            StoreError: the store is not writable. No refresh was sent.
+        """
+        return self._request_tokens(form, to_be_stored=True)
+
+    def _request_tokens(self, form: Mapping[str, Any], to_be_stored: bool) -> dict[str, Any]:
+        if form['grant_type'] == 'refresh_token':
+            if not TOKEN.fullmatch(form['refresh_token']):
+                raise InvalidGrant(
+                    'No usable refresh token is stored: the OAuth client issues none, or the stored token was edited'
+                )
+            if to_be_stored:
+                self.store.check_writable()
+        return endpoints.tokens_from(endpoints.send(self._zendesk_url, 'POST', '/oauth/tokens', form=form), form)
+
+    def api_request(self, method: str, path: str, *, headers: Mapping[str, str]) -> Response:
+        """
+        Send one API request and return the response, with any status. It does not refresh tokens.
+
+        A token that cannot be sent in a header gets a 401 without a request.
+
+        Raises:
+            ZendeskError: no response.
+        """
+        if not TOKEN.fullmatch(headers['Authorization'].removeprefix('Bearer ')):
+            # Edited by hand: Zendesk never issues such a token.
+            return Response(401, {}, b'')
+        return endpoints.send(self._zendesk_url, method, path, headers=headers)
+
+    def revoke_tokens(self, tokens: Mapping[str, Any] | None, *, best_effort: bool = False) -> bool:
+        """
+        Revoke both tokens of a grant. Return True if Zendesk then rejects the access token.
+
+        With `best_effort`, send one request of at most 3 seconds and return True if Zendesk confirms it. Return False
+        without tokens.
+        https://developer.zendesk.com/documentation/api-basics/authentication/revoking-oauth-token
+        """
+        if tokens is None:
+            return False
+        try:
+            if best_effort:
+                return self._revoke(tokens['access_token'], timeout=BEST_EFFORT_TIMEOUT) != 401
+            return self._revoke_and_verify(tokens)
+        except ZendeskOAuthError as error:
+            log.warning('Could not revoke the tokens, so they may still be valid. %s', error)
+            return False
+
+    def _revoke_and_verify(self, tokens: Mapping[str, Any]) -> bool:
+        access_token = tokens['access_token']
+        if self._revoke(access_token) == 401:
+            # Only a valid access token can revoke its refresh token, which is valid for longer.
+            log.info('Zendesk rejected the access token (401): refreshing, then revoking the new tokens')
+            form = self._refresh_form(tokens.get('refresh_token', ''))
+            access_token = self._request_tokens(form, to_be_stored=False)['access_token']
+            if self._revoke(access_token) == 401:
+                raise NewTokenRejected('Zendesk rejected the new access token (401), so it has revoked nothing')
+        # Zendesk has been reported to return 204 without revoking.
+        status = self.api_request('GET', '/api/v2/users/me', headers=_bearer(access_token)).status_code
+        if status == 401:
+            log.info('Zendesk rejects the access token: the tokens are revoked')
+            return True
+        log.warning(
+            'Zendesk confirmed the revocation, but responded with %s instead of 401 to the access token', status
+        )
+        return False
+
+    def _revoke(self, access_token: str, timeout: float | None = None) -> int:
+        """Send one revocation request; return the status, 401 or 2xx."""
+        if not TOKEN.fullmatch(access_token):
+            return 401
+        response = endpoints.send(
+            self._zendesk_url,
+            'DELETE',
+            '/api/v2/oauth/tokens/current',
+            headers=_bearer(access_token),
+            timeout=timeout,
+        )
+        if response.status_code != 401 and not 200 <= response.status_code < 300:
+            raise ZendeskError(f'Zendesk responded with {response.status_code} to the revocation')
+        return response.status_code
+
+    def _refresh_form(self, refresh_token: str) -> dict[str, Any]:
+        return {
+            'grant_type': 'refresh_token',
+            'refresh_token': refresh_token,
+            'client_id': self._client_id,
+            'client_secret': self._client_secret,
+            'scope': self._scope,
+            # The shortest lifetimes that Zendesk allows: these tokens are revoked at once.
+            'expires_in': 300,
+            'refresh_token_expires_in': 604_800,
+        }
+
+    # --- The stored tokens --- #
+
+    def refresh_lock(self, user_id: str) -> AbstractContextManager[Record | None]:
+        """
+        Hold the lock for refreshing this user's tokens. All that share the store share the lock.
+
+        The context manager yields the record as it is now, read past any cache, or None.
+
+        Raises:
+            LockTimeout: another refresh of the same tokens held the lock too long.
+            StoreError: the store can't be read.
+        """
+        return self.store.refresh_lock(user_id)
+
+    def save_tokens(self, user_id: str, tokens: Record) -> None:
+        """
+        Store the tokens of a new grant.
+
+        Raises:
+            StoreError: the tokens can't be stored. They are revoked (best effort).
+        """
+        with self._revoked_if_not_stored(tokens):
+            self.store.save(user_id, tokens)
+
+    def replace_tokens(self, user_id: str, old_refresh_token: str, tokens: Record | None) -> Record | None:
+        """
+        Compare and swap: store the tokens if the stored refresh token is still the old one; None deletes the record.
+
+        Returns:
+            The record that is stored now, or None. If it is another one, the new tokens are revoked (best effort).
+
+        Raises:
+            StoreError: the new tokens can't be stored. They are revoked (best effort).
+        """
+        with self._revoked_if_not_stored(tokens):
+            stored = self.store.replace(user_id, old_refresh_token, tokens)
+        if tokens is not None and stored != tokens:
+            log.info('The grant was deleted or renewed during the refresh: revoking the new tokens')
+            self.revoke_tokens(tokens, best_effort=True)
+        return stored
+
+    @contextlib.contextmanager
+    def _revoked_if_not_stored(self, tokens: Record | None) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            if tokens is not None:
+                log.warning('The new tokens cannot be stored: revoking them')
+                self.revoke_tokens(tokens, best_effort=True)
+            raise
+
+
+def _bearer(access_token: str) -> dict[str, str]:
+    return {'Authorization': f'Bearer {access_token}'}
