@@ -1,193 +1,152 @@
 """
 The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API requests in a web app".
 
-Five pages, in the order in which a visitor meets them, and the way out again. The tokens are kept by backend_code.py,
-what is said to Zendesk stands in zendesk.py, and what could go wrong in the browser is held off by
-authorization_requests.py and security.py.
+The steps are in the article's order, under its headings. Comments mark what the article does not have. Cookies,
+headers, cross-site checks, error pages and the log are in web/; the OAuth client is in zendesk_oauth/.
 """
-
-from __future__ import annotations
 
 from urllib.parse import urlencode
 
 from flask import Flask, redirect, render_template, request, session
 from flask.typing import ResponseReturnValue
 from loguru import logger
-from werkzeug.exceptions import HTTPException
 
-import backend_code
-import web as security
+import web
 from settings import load_settings
-from web import panel as what_happened
-from web import ports
-from zendesk_oauth import authorization as authorization_requests
-from zendesk_oauth import endpoints as zendesk
-from zendesk_oauth.errors import Problem
+from zendesk_oauth import Response, user_from
 
+# --- Setting your environment variables --- #
+# From the environment and .env; without them, `python app.py` starts practice mode.
 settings = load_settings(practice_allowed=__name__ == '__main__')
 
+import backend_code  # noqa: E402 - needs the settings
+from backend_code import oauth  # noqa: E402
+
 app = Flask(__name__)
-app.jinja_env.globals['practice_mode'] = settings.practice_mode
-OUTCOME = f'{settings.cookie_prefix}zendesk_oauth_disconnected'
-security.protect(app, settings)
-if settings.practice_mode:
-    what_happened.tell(app, controls=f'{settings.zendesk_url}/practice')
+app.secret_key = settings.secret_key  # not in the article: kept, so that a restart signs nobody out
+web.init_app(app, settings)
 
 
-# --- The app --- #
-
-
+# --- Application routes --- #
 @app.route('/')
 def index() -> ResponseReturnValue:
-    """Show the home page, and give a new visitor a user id: the stand-in for signing in."""
-    logger.debug('Showing the home page')
+    """Show the home page."""
+    logger.debug('Opening the home page')
     if backend_code.current_user_id() is None:
-        session['user_id'] = backend_code.new_user_id()
+        session['user_id'] = backend_code.random_user_id()  # provided at sign-in; not in the article: one per browser
     return render_template('home.html')
 
 
 @app.route('/profile')
 def show_profile() -> ResponseReturnValue:
-    """Show the visitor's Zendesk profile; refresh the tokens, or ask for access, where that takes it."""
-    logger.debug("Looking up the visitor's access and refresh tokens")
+    """Show the user's Zendesk name and role. If Zendesk returns 401, refresh the tokens and retry once."""
+    logger.debug("Retrieving the user's access and refresh tokens")
     tokens = backend_code.retrieve_oauth_tokens_from_db()
     if tokens.get('error') == 'tokens_not_found':
-        logger.info('There are none yet: asking the visitor to grant access')
+        logger.info('The user has not granted access to this app yet: redirecting to the grant page')
         return redirect('/grant_access')
 
-    logger.debug('Asking Zendesk for the profile, with the access token')
-    user = zendesk.show_self(tokens['access_token'])
-    if user.get('error') == 'invalid_token':
-        logger.info('401, the access token has expired: refreshing the tokens, then asking again')
+    logger.debug('Making the API request')
+    response = show_self(tokens['access_token'])
+    if response.status_code == 401:
+        logger.info("The access token has expired: refreshing the user's tokens and retrying")
         tokens = backend_code.refresh_tokens(tokens['refresh_token'])
         if tokens.get('error') == 'invalid_refresh_token':
-            logger.info('The refresh token has expired too: asking the visitor to grant access again')
+            logger.info('The refresh token is not valid either: redirecting to the grant page')
             return redirect('/grant_access')
 
-        logger.info('Asking Zendesk for the profile again, with the new access token')
-        user = zendesk.show_self(tokens['access_token'])
-        if user.get('error') == 'invalid_token':
-            raise zendesk.AccessTokenRefused('401 for a new access token, too: not trying a third time')
+        logger.info('Retrying the API request with the new token')
+        response = show_self(tokens['access_token'])
+        # Not in the article: the session lasts as long as the refresh token, unless another grant has replaced it.
+        session.modified = response.status_code == 200 and backend_code.retrieve_oauth_tokens_from_db() == tokens
 
-    logger.debug('Showing the profile')
-    return render_template('profile.html', user=user, csrf_token=security.csrf_token(backend_code.current_user_id()))
-
-
-# --- The grant: authorization code flow --- #
+    logger.debug('Using the response data')
+    user = user_from(response)  # name and role; not in the article: raises ZendeskError if Zendesk sent no user
+    return render_template('profile.html', user=user)
 
 
+def show_self(access_token: str) -> Response:
+    """Request the user's own Zendesk profile."""
+    return oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+
+
+# --- Authorization code flow routes --- #
 @app.route('/grant_access')
 def grant_access() -> ResponseReturnValue:
-    """Ask the visitor to grant access."""
-    logger.debug('Showing the page that asks for access')
-    return render_template(
-        'grant_access.html',
-        client_id_is_a_number=settings.client_id_is_a_number,
-        unanswered=authorization_requests.unanswered(),
-        zendesk_url=settings.zendesk_url,
-        redirect_uri=settings.redirect_uri,
-    )
+    """Ask the user to grant access."""
+    logger.debug('Opening the page that asks for access')
+    return render_template('grant_access.html', settings=settings)
 
 
 @app.route('/zendesk/auth')
 def auth() -> ResponseReturnValue:
-    """Send the visitor to Zendesk with an authorization request (RFC 6749, section 4.1.1; PKCE: RFC 7636)."""
-    if not security.is_a_visit(request):
-        return redirect('/grant_access')
-    logger.info('Sending the visitor to Zendesk with an authorization request')
-    state, code_verifier = authorization_requests.begin()
+    """Redirect the user to Zendesk with an authorization request (RFC 6749, section 4.1.1)."""
+    logger.info('Kicking off the authorization code flow')
+    pending = oauth.authorization_request(user_id=None)
     parameters = urlencode(
         {
             'response_type': 'code',
             'client_id': settings.client_id,
             'redirect_uri': settings.redirect_uri,
-            'scope': zendesk.SCOPE,
-            'expires_in': zendesk.ACCESS_TOKEN_LIFETIME,
-            'state': state,
-            'code_challenge': authorization_requests.code_challenge(code_verifier),
+            'expires_in': 360,  # 6 minutes
+            'scope': 'users:read',
+            # Not in the article: state ties the callback to this browser (RFC 9700); PKCE protects the code (RFC 7636).
+            'state': pending.state,
+            'code_challenge': pending.code_challenge,
             'code_challenge_method': 'S256',
         }
     )
-    return redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{parameters}')
+    response = redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{parameters}')
+    return web.remember(response, pending)  # not in the article: the cookie that binds the state to this browser
 
 
 @app.route('/zendesk/oauth/callback')
 def auth_callback() -> ResponseReturnValue:
-    """Take the authorization code that Zendesk sent the visitor back with, and trade it for tokens."""
-    # Before anything else: this browser started the request, not long ago, and has not had an answer to it.
-    code_verifier = authorization_requests.redeem(request.args)
-    # Then: Zendesk has sent a code and not an error.
-    code = authorization_requests.granted_code(request.args)
+    """Exchange the authorization code for tokens and store them (RFC 6749, section 4.1.3)."""
+    # Not in the article: until the state is verified, anyone could have sent this browser here (RFC 9700, section 4.7).
+    code_verifier = oauth.consume_state(request.args, request.cookies)  # the PKCE verifier of this state
+    code = oauth.authorization_code(request.args)  # not in the article: raises AccessDenied if the user clicked Deny
 
-    # The code goes to the token endpoint, with the client's secret and the verifier (RFC 6749, section 4.1.3).
-    logger.info('Trading the authorization code for tokens')
-    tokens = zendesk.exchange_code(code, code_verifier)
-    # Tokens never come to lie under an id that existed before: somebody else may know that one.
-    with backend_code.fresh_user_id():
+    logger.info('Exchanging the authorization code for an access and refresh token')
+    data = {
+        'grant_type': 'authorization_code',
+        'client_id': settings.client_id,
+        'client_secret': settings.client_secret,
+        'redirect_uri': settings.redirect_uri,
+        'code': code,
+        'scope': 'users:read',
+        # Not in the article: without these, Zendesk applies its default lifetimes to the tokens.
+        'expires_in': 360,
+        'refresh_token_expires_in': 604800,
+        'code_verifier': code_verifier,  # not in the article: PKCE (RFC 7636, section 4.5)
+    }
+    tokens = oauth.request_tokens(data)  # POST /oauth/tokens
+    # Not in the article: a new user id, because an attacker may know the old one (session fixation).
+    with backend_code.new_user_id():
         backend_code.store_oauth_tokens_in_db(tokens)
     return redirect('/')
 
 
-# --- The end of a grant --- #
-
-
+# --- Not in the article: the end of a grant --- #
 @app.post('/disconnect')
 def disconnect() -> ResponseReturnValue:
-    """Forget the tokens, and have Zendesk revoke them."""
-    user_id = backend_code.current_user_id()
-    security.check_csrf_token(user_id)
-    logger.info('Disconnecting')
-    outcome = backend_code.revoke_tokens().get('error', 'revoked')
-    response = redirect('/disconnected')
-    # Not in the session: another tab may have been granted access meanwhile, and have a new one. But in a cookie: as
-    # one changes, browsers drop the pages that they keep in memory for "Back".
-    response.set_cookie(OUTCOME, security.sign(outcome, user_id), max_age=600, **settings.cookie_attributes)
-    return response
+    """Delete the user's tokens, revoke them at Zendesk, and show whether Zendesk confirmed it."""
+    logger.info("Deleting and revoking the user's tokens")
+    tokens = backend_code.delete_oauth_tokens_from_db()
+    revoked = oauth.revoke_tokens(tokens)
+    return render_template('disconnected.html', tokens=tokens, revoked=revoked)
 
 
-@app.route('/disconnected')
-def disconnected() -> ResponseReturnValue:
-    """Tell the visitor honestly what came of it; or, if that is another's or out of date, show how things are now."""
-    outcome = security.unsign(request.cookies.get(OUTCOME, ''), backend_code.current_user_id())
-    if outcome is None or 'error' not in backend_code.retrieve_oauth_tokens_from_db():
-        return redirect('/profile')
-    logger.info('Showing what came of it')
-    return render_template('disconnected.html', outcome=outcome)
-
-
-# --- When something goes wrong --- #
-
-
-@app.errorhandler(Problem)
-def show_problem(problem: Problem) -> ResponseReturnValue:
-    """Tell the visitor what happened and how to go on, and the developer why."""
-    logger.warning('{}: {}', problem.title, problem)
-    headers = {'Retry-After': str(problem.retry_after)} if problem.retry_after else {}
-    page = render_template('problem.html', title=problem.title, advice=problem.advice, way_on=problem.way_on)
-    return page, problem.status, headers
-
-
-@app.errorhandler(HTTPException)
-def show_http_error(error: HTTPException) -> ResponseReturnValue:
-    """Show Flask's own errors (no such page, an exception nobody expected) as a page of ours."""
-    logger.info('{} {}', error.code, error.name)
-    response = error.get_response()
-    response.content_type = 'text/html; charset=utf-8'
-    response.set_data(
-        render_template('problem.html', title=error.name, advice='The home page is a good place to go on.')
-    )
-    return response
-
-
+# --- Starting the app --- #
 if __name__ == '__main__':
-    ports.stop_if_taken(settings.port, 'With settings of your own, REDIRECT_URI can name another port')
+    # Not in the article: practice mode, and an error message if the port is in use.
+    web.stop_if_port_is_taken(settings.port)
     if settings.practice_mode:
-        from practice_zendesk import server as zendesk_simulator
+        from practice_zendesk.server import PORT, serve_in_background
 
-        ports.stop_if_taken(
-            zendesk_simulator.PORT, 'Practice mode needs this port for its Zendesk; perhaps one runs already'
-        )
-        logger.info('No settings found: practice mode, with a practice Zendesk at {}', settings.zendesk_url)
-        zendesk_simulator.serve_in_background()
+        web.stop_if_port_is_taken(PORT)
+        serve_in_background()
+        logger.info('No settings found: running in practice mode, with a practice Zendesk at {}', settings.zendesk_url)
     logger.info('Serving http://localhost:{}: open {} in a browser', settings.port, settings.origin)
+    # Not in the article: no debugger, because it runs any code sent to it, and connections from this machine only.
     app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)

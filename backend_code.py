@@ -1,12 +1,4 @@
-"""
-The backend of the tutorial: three services that need no page, and nobody to click on it.
-
-`refresh_tokens` trades a refresh token for new tokens, `retrieve_oauth_tokens_from_db` and `store_oauth_tokens_in_db`
-read and write the tokens of whoever is signed in. Below them stand the seams, where a product puts its own: the
-database in `users_db`; the sign-in in `current_user_id`, `new_user_id` and `fresh_user_id`.
-"""
-
-from __future__ import annotations
+"""The tutorial's simulated backend: refresh, retrieve and store a user's OAuth tokens."""
 
 import contextlib
 import secrets
@@ -17,203 +9,116 @@ from flask import session
 from loguru import logger
 
 from settings import current_settings
-from zendesk_oauth import endpoints as zendesk
-from zendesk_oauth.errors import Problem
-from zendesk_oauth.fingerprints import fingerprints
-from zendesk_oauth.stores import UsersDb
-from zendesk_oauth.token_store import Store, StoreBusy, StoreError
+from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprints  # identify tokens in the log
 
 USERS_DB = 'users.json'
 
+settings = current_settings()
+# Not in the article: PostgreSQL in place of users.json, and the OAuth client that sends the requests.
+store: Store = JsonFileStore(lambda: USERS_DB)  # looked up at each use
+if settings.database_url:
+    from zendesk_oauth.postgresql_store import PostgresqlStore
 
+    store = PostgresqlStore(settings.database_url)
+oauth = ZendeskOAuth(
+    zendesk_url=settings.zendesk_url,
+    client_id=settings.client_id,
+    client_secret=settings.client_secret,
+    redirect_uri=settings.redirect_uri,
+    scope='users:read',
+    store=store,
+)
+
+
+# --- Create a simulated backend for the app --- #
 def refresh_tokens(refresh_token: str) -> dict[str, Any]:
     """
-    Trade a refresh token for a new pair, store it, and return it.
+    Exchange the refresh token for new tokens, store and return them (RFC 6749, section 6).
 
-    Zendesk deletes both old tokens as it issues the new ones
-    (https://developer.zendesk.com/api-reference/ticketing/oauth/grant_type_tokens/), so two refreshes at once, or a
-    new pair that can't be stored, would cost the user the grant. Therefore: lock, look again, try the disk, and only
-    then refresh.
-
-    Returns:
-        The stored pair (`access_token`, `refresh_token`), or `{'error': 'invalid_refresh_token'}` when the user has
-        to grant access again.
-
-    Raises:
-        zendesk.ZendeskError, token_store.StoreError: the store is as it was.
+    Returns the tokens, or `{'error': 'invalid_refresh_token'}`. After an exception the stored tokens are unchanged.
     """
-    user_id, db = current_user_id(), users_db()
-    if user_id is None:
-        return {'error': 'invalid_refresh_token'}
+    user_id = current_user_id() or ''  # no tokens are stored for ''
+    # Not in the article: Zendesk deletes both old tokens at each refresh, so concurrent requests must refresh once.
+    with oauth.refresh_lock(user_id) as stored:
+        if stored is None or stored['refresh_token'] != refresh_token:
+            logger.info('Another request has changed the stored tokens: not refreshing')
+            return stored or {'error': 'invalid_refresh_token'}
 
-    with db.refreshing(user_id):
-        stored = db.find(user_id)
-        if stored is None:
-            logger.info('The tokens were removed meanwhile: not refreshing them')
-            return {'error': 'invalid_refresh_token'}
-        if stored['refresh_token'] != refresh_token:
-            logger.info('Another request has refreshed the tokens meanwhile: using those')
-            return stored
-
-        db.rehearse()
-        logger.info('Trading the refresh token for a new pair of tokens')
-        new_tokens: dict[str, Any] | None
+        logger.info('Using the refresh token to get new access and refresh tokens')
+        data = {
+            'grant_type': 'refresh_token',
+            'refresh_token': refresh_token,
+            'client_id': settings.client_id,
+            'client_secret': settings.client_secret,
+            'expires_in': 360,
+            'refresh_token_expires_in': 604800,
+            'scope': 'users:read',
+        }
         try:
-            new_tokens = {**stored, **zendesk.refresh(refresh_token)}
-            logger.info('Storing the new pair: {}', fingerprints(new_tokens))
-        except zendesk.InvalidGrant as refusal:
+            # POST /oauth/tokens. Not in the article: the old refresh token is kept if Zendesk sends no new one.
+            new_tokens = {**stored, **oauth.request_tokens(data)}
+            logger.info('Packaging, storing, and returning the new tokens: {}', fingerprints(new_tokens))
+        except errors.InvalidGrant as error:
+            logger.info('The refresh token is invalid: deleting the stored tokens ({})', error)
             new_tokens = None
-            logger.info('Zendesk refuses the refresh token: dropping the pair ({})', refusal)
-        # Whatever was stored while Zendesk was busy wins: a grant removed or made anew is not overwritten.
-        kept = db.replace(user_id, refresh_token, new_tokens)
+        # Not in the article: compare and swap, because the grant may have been deleted or renewed during the refresh.
+        tokens = oauth.replace_tokens(user_id, refresh_token, new_tokens)
 
-    if new_tokens is not None and kept != new_tokens:
-        logger.info('The grant was ended or made anew meanwhile: revoking the new pair')
-        with contextlib.suppress(Problem):
-            zendesk.revoke(new_tokens['access_token'])
-    return kept or {'error': 'invalid_refresh_token'}
+    return tokens or {'error': 'invalid_refresh_token'}
 
 
 def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
     """Return the tokens of the session's user, or `{'error': 'tokens_not_found'}`."""
-    user_id, db = current_user_id(), users_db()
-    tokens = db.find(user_id) if user_id else None
+    user_id = current_user_id()
+    tokens = oauth.store.find(user_id) if user_id else None
     if tokens is None:
         return {'error': 'tokens_not_found'}
-    logger.debug('{} holds {}', db, fingerprints(tokens))
+    logger.debug('{} holds {}', oauth.store, fingerprints(tokens))
     return tokens
 
 
 def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
-    """
-    Store the tokens under the session's user id; every other user's stay as they are.
-
-    `tokens` has an `access_token`. Without a `refresh_token` the record gets an empty one, which no refresh accepts.
-
-    Raises:
-        LookupError: nobody is signed in.
-        token_store.StoreError: nothing was changed.
-    """
-    user_id, db = current_user_id(), users_db()
+    """Store the tokens under the session's user id, and keep every other user's record. Raises `StoreError`."""
+    user_id = current_user_id()
     if user_id is None:
         raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
-    logger.info('Writing the tokens to {}: {}', db, fingerprints(tokens))
-    db.save(user_id, {'refresh_token': '', **tokens})
+
+    logger.info('Storing the access and refresh tokens in {}: {}', oauth.store, fingerprints(tokens))
+    oauth.save_tokens(user_id, {'refresh_token': '', **tokens})  # some OAuth clients get no refresh token
 
 
-def revoke_tokens() -> dict[str, Any]:
-    """
-    Take the user's tokens out of the database, and have Zendesk revoke them.
-
-    Returns:
-        `{}` if Zendesk accepts neither of them any more; `{'error': 'not_confirmed'}` if that is not certain;
-        `{'error': 'tokens_not_found'}` if there were none.
-
-    Raises:
-        token_store.StoreError: nothing was done.
-    """
-    user_id, db = current_user_id(), users_db()
-    if user_id is None:
-        return {'error': 'tokens_not_found'}
-
-    undisturbed = True
-    with contextlib.ExitStack() as until_removed:
-        try:
-            # A refresh that is under way comes to its end first, and these are its new tokens.
-            until_removed.enter_context(db.refreshing(user_id))
-        except StoreBusy as problem:
-            logger.warning('A refresh is under way, and may still bring new tokens: {}', problem)
-            undisturbed = False
-        tokens = db.remove(user_id)
-    if tokens is None:
-        return {'error': 'tokens_not_found'}
-    logger.info('Deleted from {}: {}', db, fingerprints(tokens))
-    try:
-        revoked = _revoke(tokens)
-    except Problem as problem:
-        logger.warning('It is not certain that the tokens are revoked: {}', problem)
-        revoked = False
-    return {} if revoked and undisturbed else {'error': 'not_confirmed'}
-
-
-def _revoke(tokens: dict[str, Any]) -> bool:
-    """Have Zendesk revoke both tokens, and find out whether it has."""
-    logger.info('Asking Zendesk to revoke the tokens')
-    if 'error' in zendesk.revoke(tokens['access_token']):
-        # It has expired; but its refresh token lives for days, and only a living access token can revoke that.
-        logger.info('401, the access token has expired: refreshing the tokens, to revoke the new ones')
-        try:
-            tokens = {**tokens, **zendesk.refresh(tokens['refresh_token'])}
-        except zendesk.InvalidGrant:
-            logger.warning(
-                'Zendesk accepts neither token: they may be dead, or there may be others that nobody here has'
-            )
-            return False
-        zendesk.revoke(tokens['access_token'])
-
-    # Zendesk has been seen to say yes and do nothing.
-    logger.info('Checking that neither token opens anything any more')
-    if 'error' not in zendesk.show_self(tokens['access_token']):
-        logger.warning('Zendesk says that it has revoked the tokens, but the access token still works')
-        return False
-    try:
-        tokens = zendesk.refresh(tokens['refresh_token'])
-    except zendesk.InvalidGrant:
-        logger.info('Zendesk accepts neither: the tokens are revoked')
-        return True
-    logger.warning('Zendesk says that it has revoked the tokens, but the refresh token still worked')
-    zendesk.revoke(tokens['access_token'])
-    return False
-
-
-# --- The seams --- #
-
-
-def users_db() -> Store:
-    """Return the store: users.json or, with DATABASE_URL set, PostgreSQL. A product can return one of its own."""
-    database_url = current_settings().database_url
-    if database_url:
-        from zendesk_oauth.postgresql_store import PostgresqlDb  # which needs requirements-postgresql.txt
-
-        return PostgresqlDb(database_url)
-    return UsersDb(USERS_DB)
+# --- Not in the article: the end of a grant, and user ids, the stand-in for a sign-in --- #
+def delete_oauth_tokens_from_db() -> dict[str, Any] | None:
+    """Delete the tokens of the session's user and return them."""
+    user_id = current_user_id()
+    if user_id is None or oauth.store.find(user_id) is None:
+        return None
+    with contextlib.suppress(errors.LockTimeout), oauth.refresh_lock(user_id):
+        pass  # wait for a running refresh, so that its new tokens are the ones deleted
+    return oauth.store.remove(user_id)
 
 
 def current_user_id() -> str | None:
-    """
-    Return the id of the user who is signed in, or None.
-
-    Here that is a random id that the home page gives to each browser; a product returns the id of the account that
-    the visitor has signed in to.
-    """
+    """Return the id of the signed-in user, or None. In a product it is the id of the account."""
     user_id = session.get('user_id')
     return user_id if isinstance(user_id, str) and user_id else None
 
 
-def new_user_id() -> str:
-    """Return an id that nobody can guess (128 random bits)."""
+def random_user_id() -> str:
     return f'user-{secrets.token_hex(16)}'
 
 
 @contextlib.contextmanager
-def fresh_user_id() -> Iterator[None]:
-    """
-    Give the session a new user id, and remove the old id's record once the block has succeeded.
-
-    Somebody may have planted the old session in this browser and be waiting for tokens to appear under its id
-    (session fixation). If the block fails, the old id stays. Where `current_user_id` is the id of an account, which
-    nobody can plant, this changes nothing and can go.
-    """
-    in_session, modified, old_user_id = session.get('user_id'), session.modified, current_user_id()
-    session['user_id'] = new_user_id()
+def new_user_id() -> Iterator[None]:
+    """Give the session a new user id for the block; then delete and revoke the old id's tokens, or restore the id."""
+    old_user_id, before, modified = current_user_id(), dict(session), session.modified
+    session['user_id'] = random_user_id()
     try:
         yield
     except BaseException:
-        session['user_id'] = in_session
-        session.modified = modified  # no cookie goes out that could overwrite one set meanwhile
+        session.update(before, user_id=before.get('user_id'))
+        session.modified = modified
         raise
     if old_user_id and old_user_id != current_user_id():
-        try:
-            users_db().remove(old_user_id)
-        except StoreError as problem:
-            logger.warning('The new grant is stored, but the old one could not be removed: {}', problem)
+        with contextlib.suppress(errors.StoreError):  # the new tokens are already stored
+            oauth.revoke_tokens(oauth.store.remove(old_user_id), best_effort=True)

@@ -1,4 +1,4 @@
-"""The app's settings: read from the environment and `.env` once, checked once, all problems named at once."""
+"""Read the app's settings from the environment and `.env`, and report all problems in one message."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from zendesk_oauth import private_file
+from zendesk_oauth.stores import write_private_file
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip does not check this
+    raise SystemExit(f'Python 3.11 or newer is needed, and this is Python {sys.version_info[0]}.{sys.version_info[1]}')
 
 CALLBACK_PATH = '/zendesk/oauth/callback'
 SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key
@@ -30,17 +32,17 @@ REQUIRED = {
     'REDIRECT_URI': f'one of the Redirect URLs of your OAuth client, such as http://localhost:3000{CALLBACK_PATH}',
 }
 
-# The values of .env.example: one that was left as it was is missing.
+# The values of .env.example: an unchanged one counts as missing.
 PLACEHOLDERS = ('your_client_identifier', 'your_client_secret', 'your_subdomain')
 
-# The practice Zendesk (zendesk_simulator.py) knows this client.
+# The client that the practice Zendesk knows by default.
 PRACTICE = {
     'ZENDESK_CLIENT_ID': 'practice_client',
     'ZENDESK_CLIENT_SECRET': 'practice_secret',
     'ZENDESK_SUBDOMAIN': 'practice',
     'REDIRECT_URI': f'http://localhost:3000{CALLBACK_PATH}',
     'ZENDESK_BASE_URL': 'http://localhost:3001',
-    'DATABASE_URL': '',  # one that stands in the environment is another program's: the tutorial is about users.json
+    'DATABASE_URL': '',  # ignore the environment: the tutorial uses users.json
 }
 
 OPTIONAL = ('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'PROXY_HOPS')
@@ -72,34 +74,22 @@ class Settings:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port at which browsers reach the app."""
+        """Scheme, host and port at which browsers reach the app, as they write it in the header `Origin`."""
         parts = urlsplit(self.redirect_uri)
-        return f'{parts.scheme}://{parts.netloc}'
+        return f'{parts.scheme}://{parts.netloc.lower().removesuffix(":443" if self.https else ":80")}'
 
     @property
     def https(self) -> bool:
         return urlsplit(self.redirect_uri).scheme == 'https'
 
     @property
-    def cookie_prefix(self) -> str:
-        """With this prefix, browsers take a cookie only from this very host, over https (RFC 6265bis, 4.1.3.2)."""
-        return '__Host-' if self.https else ''
-
-    @property
-    def cookie_attributes(self) -> dict[str, Any]:
-        """Lax: the cookie comes along when Zendesk sends the browser back, and not with requests from other pages."""
-        return {'secure': self.https, 'httponly': True, 'samesite': 'Lax'}
-
-    @property
-    def client_id_is_a_number(self) -> bool:
-        """Zendesk also has a number for each OAuth client, and does not take it for the Identifier."""
-        return self.client_id.isdigit()
+    def on_localhost(self) -> bool:
+        return is_loopback(urlsplit(self.redirect_uri).hostname)
 
     @property
     def port(self) -> int:
-        """The port to serve on: that of a redirect URI on this machine, else 3000 for the proxy in front."""
-        parts = urlsplit(self.redirect_uri)
-        return parts.port or 3000 if is_loopback(parts.hostname) else 3000
+        """Return the port to listen on: the redirect URI's port on localhost, else 3000, for a proxy."""
+        return urlsplit(self.redirect_uri).port or 3000 if self.on_localhost else 3000
 
 
 def load_settings(practice_allowed: bool = False) -> Settings:
@@ -141,7 +131,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     """
     Check the variables in `environ` and return them as Settings.
 
-    With none of the four set, and `practice_allowed`, the settings are those of the practice Zendesk.
+    If none of the four is set and `practice_allowed` is true, return the settings of practice mode.
 
     Raises:
         SettingsError: at least one variable is missing or malformed.
@@ -178,7 +168,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         database_url=values['DATABASE_URL'],
         proxy_hops=int(values['PROXY_HOPS'] or 0),
     )
-    if settings.client_id_is_a_number:
+    if settings.client_id.isdigit():  # Zendesk also has a number for each OAuth client, and does not accept it here
         logger.warning(
             'ZENDESK_CLIENT_ID is a number. If Zendesk says "No such client" or invalid_client, set it to the '
             'Identifier of the OAuth client, which is a text such as my_oauth_app'
@@ -187,7 +177,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
 
 
 def _problem_of(name: str, value: str) -> str | None:
-    """Say what is wrong with the value of one variable, without repeating it."""
+    """Return what is wrong with the value of one variable, without repeating it."""
     if name in REQUIRED and not value:
         return f'is missing: {REQUIRED[name]}'
     if name in REQUIRED and value in PLACEHOLDERS:
@@ -246,7 +236,7 @@ def _problem_of_url(url: str, path: str) -> str | None:
 
 
 def is_loopback(hostname: str | None) -> bool:
-    """Tell whether a host name, as urlsplit returns it, means this machine itself."""
+    """Return True if a host name, as urlsplit returns it, is this machine."""
     return hostname in ('localhost', '127.0.0.1', '::1')
 
 
@@ -259,8 +249,8 @@ def _secret_key_from_file() -> str:
     with FileLock(f'{SECRET_KEY_FILE}.lock', timeout=10, mode=0o600):
         key_file = Path(SECRET_KEY_FILE)
         key = key_file.read_text(encoding='utf-8', errors='replace').strip() if key_file.exists() else ''
-        if len(key) < 32:
-            logger.info('Making the key that signs the session cookies, in {}', SECRET_KEY_FILE)
+        if not re.fullmatch('[!-~]{32,}', key):  # missing, truncated, or zeros after a crash
+            logger.info('Creating the key that signs session cookies in {}', SECRET_KEY_FILE)
             key = secrets.token_hex(32)
-            private_file.write(SECRET_KEY_FILE, key)
+            write_private_file(SECRET_KEY_FILE, key)
     return key

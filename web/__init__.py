@@ -1,203 +1,242 @@
-"""What holds for every page of the app: its session cookie, its headers, its host, and a log without secrets."""
+"""What the pages of this app share: session cookie, headers, canonical host, cross-site checks, error pages."""
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
+import secrets
+import socket
+import time
+from functools import partial
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-from flask import Flask, Request, Response, redirect, request
+from flask import Flask, Request, Response, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
-from itsdangerous import BadSignature, Signer
+from flask.typing import ResponseReturnValue
+from itsdangerous import SignatureExpired, TimestampSigner, URLSafeTimedSerializer
 from loguru import logger
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import Forbidden, HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
-from settings import Settings, current_settings, is_loopback
-from zendesk_oauth.errors import Problem
+from settings import Settings, is_loopback
+from web import logs, panel
+from zendesk_oauth import AuthorizationRequest
+from zendesk_oauth.errors import ZendeskOAuthError
 
 HEADERS = {
-    # Styles and pictures of our own, and nothing else: no script, no frame, no form that leads elsewhere.
+    # Only styles and images of this site: no script, no frame, no form that leads elsewhere.
     'Content-Security-Policy': "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff',
     'X-Frame-Options': 'DENY',
     # The callback's address holds the code: no other page may learn it from a Referer.
-    'Referrer-Policy': 'no-referrer',
+    'Referrer-Policy': 'strict-origin',
     'Cross-Origin-Opener-Policy': 'same-origin',
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Permissions-Policy': 'camera=(), geolocation=(), microphone=()',
 }
+SESSION_LIFETIME = 604800  # seconds: as long as a refresh token
+CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
+MAX_PENDING = 8  # authorization requests of one browser
+AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
 
 
-def protect(app: Flask, settings: Settings) -> None:
-    """Set up the session cookie, the answers' headers, the canonical host and the log."""
-    canonical = urlsplit(settings.origin).hostname
-    app.secret_key = settings.secret_key
-    app.config['SECRET_KEY_FALLBACKS'] = list(settings.secret_key_fallbacks)
-    app.session_interface = ForgivingSessions()
+def init_app(app: Flask, settings: Settings) -> None:
+    """Set up what holds for every page: log, session cookie, headers, host, cross-site checks and error pages."""
+    logs.init()
+    configure_cookies(app, settings)
+    app.url_map.merge_slashes = False  # or /zendesk//auth redirects to the host in the request
     if settings.proxy_hops:
-        # What these headers say is true only where so many proxies have each added to them.
+        # These headers are only true if that many proxies have each added to them.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=settings.proxy_hops, x_proto=settings.proxy_hops, x_host=settings.proxy_hops
         )
-    app.url_map.merge_slashes = False  # else /zendesk//auth would be redirected, to whatever host the request names
+    app.before_request(partial(redirect_to_canonical_host, settings))
+    app.before_request(partial(refuse_prefetches_and_other_sites, settings))
+    app.after_request(partial(add_headers, settings))
+    app.register_error_handler(ZendeskOAuthError, show_error)
+    app.register_error_handler(HTTPException, show_http_error)
+    app.jinja_env.globals['practice_mode'] = settings.practice_mode
+    if settings.practice_mode:
+        panel.init_app(app, controls=f'{settings.zendesk_url}/practice')
+
+
+# --- Every request, every response --- #
+
+
+def redirect_to_canonical_host(settings: Settings) -> ResponseReturnValue | None:
+    """
+    Redirect a visit on 127.0.0.1 to localhost, if that is where Zendesk redirects the browser to.
+
+    The two are different hosts to a browser, so the cookies of one would be missing on the other.
+    """
+    host, canonical = re.sub(r':\d*$', '', request.host).strip('[]'), urlsplit(settings.origin).hostname
+    if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
+        query = '?' + request.query_string.decode('latin-1') if request.query_string else ''
+        return redirect(settings.origin + quote(request.path) + query)
+    return None
+
+
+def refuse_prefetches_and_other_sites(settings: Settings) -> ResponseReturnValue | None:
+    """Refuse prefetches and cross-site requests before they begin or complete a grant or change anything."""
+    if request.path in (AUTHORIZE, CALLBACK) and not is_navigation(request):
+        return 'This page is only served to a user who opens it.\n', 503, {'Content-Type': 'text/plain'}
+    if request.path == AUTHORIZE and not comes_from_this_site(request):
+        return redirect('/grant_access')
+    if request.method not in ('GET', 'HEAD', 'OPTIONS') and not form_is_ours(request, settings.origin):
+        raise Forbidden('This request came from another site, so nothing was changed.')
+    return None
+
+
+def add_headers(settings: Settings, response: Response) -> Response:
+    """Add the security headers, and keep pages of the session out of every cache."""
+    response.headers.extend(HEADERS)
+    if response.location:
+        response.set_data('')  # it would repeat the address, and with it states and codes
+    response.headers.setdefault('Cache-Control', 'no-store')  # static files may be cached
+    if request.method == 'POST':
+        # Browsers keep pages in memory for "Back", even with no-store, until an HttpOnly cookie changes.
+        name, value = f'{cookie_prefix(settings)}zendesk_oauth_changed', secrets.token_hex(8)
+        response.set_cookie(name, value, max_age=60, secure=settings.https, httponly=True, samesite='Lax')
+    if settings.https:
+        response.headers['Strict-Transport-Security'] = 'max-age=31536000'
+    return response
+
+
+# --- The session cookie, and those of pending authorization requests --- #
+
+
+def cookie_prefix(settings: Settings) -> str:
+    """Return `__Host-` under https: browsers accept such a cookie only from this very host (RFC 6265bis, 4.1.3.2)."""
+    return '__Host-' if settings.https else ''
+
+
+def configure_cookies(app: Flask, settings: Settings) -> None:
     app.config.update(
+        SECRET_KEY_FALLBACKS=list(settings.secret_key_fallbacks),
         # Cookies do not know ports: "session" would collide with other apps on localhost.
-        SESSION_COOKIE_NAME=f'{settings.cookie_prefix}zendesk_oauth_session',
+        SESSION_COOKIE_NAME=f'{cookie_prefix(settings)}zendesk_oauth_session',
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE='Lax',
         SESSION_COOKIE_SECURE=settings.https,
-        MAX_CONTENT_LENGTH=16 * 1024,  # bytes; the one form there is has less
+        SESSION_REFRESH_EACH_REQUEST=False,
+        PERMANENT_SESSION_LIFETIME=SESSION_LIFETIME,
+        MAX_CONTENT_LENGTH=16 * 1024,  # bytes
     )
-
-    @app.before_request
-    def go_to_the_canonical_host() -> BaseResponse | None:
-        """
-        Send a visit on 127.0.0.1 to localhost, if that is where Zendesk will send the browser back to.
-
-        The two are different hosts to a browser, so the cookies of one would be missing on the other.
-        """
-        host = re.sub(r':\d*$', '', request.host).strip('[]')
-        if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
-            query = '?' + request.query_string.decode('latin-1') if request.query_string else ''
-            return redirect(settings.origin + quote(request.path) + query)
-        return None
-
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.extend(HEADERS)
-        if response.location:
-            response.set_data('')  # it would repeat the address, and with it states and codes
-        response.headers.setdefault('Cache-Control', 'no-store')  # static files have a rule of their own
-        if settings.https:
-            response.headers['Strict-Transport-Security'] = 'max-age=31536000'
-        return response
-
-    keep_secrets_out_of_the_log()
+    app.session_interface = Sessions()
 
 
-class FormTooOld(Problem):
-    """The form does not belong to this session: an old page, or one of another site's."""
+class Sessions(SecureCookieSessionInterface):
+    """Flask's sessions, with tolerance for clock skew. A malformed cookie opens an empty session."""
 
-    status = 400
-    title = 'This page is out of date'
-    advice = 'Nothing was changed. Please open the page anew, and try again.'
-    way_on = ('/profile', 'Open my profile')
-
-
-def sign(text: str, user_id: str | None) -> str:
-    """
-    Return the text with a signature that makes it good for this user, and nobody else.
-
-    No other site can forge that, as it can know neither the id nor the key. Where the user id is an account's, which
-    stays the same, sign something of the session along with it.
-    """
-    return _signer(user_id).sign(text).decode()
-
-
-def unsign(text: str, user_id: str | None) -> str | None:
-    """Return what was signed for this user, or None."""
-    try:
-        return _signer(user_id).unsign(text).decode()
-    except BadSignature:
-        return None
-
-
-def _signer(user_id: str | None) -> Signer:
-    return Signer(current_settings().secret_key, salt=f'for {user_id}')
-
-
-def csrf_token(user_id: str | None) -> str:
-    """Return what a form must hold to be taken."""
-    return sign('form', user_id)
-
-
-def check_csrf_token(user_id: str | None) -> None:
-    """
-    Check that the request's form was sent from a page of this session.
-
-    Raises:
-        FormTooOld: it was not.
-    """
-    try:
-        token = request.form.get('csrf_token', '')
-    except HTTPException:  # it is too long
-        raise
-    except Exception as error:  # each server has its own for a body that is none
-        raise FormTooOld('the form broke off, or was none. Nothing was done') from error
-    if user_id is None or unsign(token, user_id) != 'form':
-        raise FormTooOld("the form's token is not that of the session: an old page, or another site. Nothing was done")
-
-
-class ForgivingSessions(SecureCookieSessionInterface):
-    """
-    Flask's sessions; a cookie that holds something else than a session counts as none.
-
-    One that was signed with a former key is signed anew with the present one, so that the former can be given up. That
-    is done on the home page: a page that takes long could overwrite the session of a grant made meanwhile.
-    """
+    def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
+        serializer = super().get_signing_serializer(app)
+        if serializer is not None:
+            serializer.signer = SkewTolerantSigner
+        return serializer
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         try:
             session = super().open_session(app, request)
         except (TypeError, ValueError):
-            return self.session_class()
-        present = self.get_signing_serializer(app)
-        if session and request.path == '/' and present and len(present.secret_keys) > 1:
-            del present.secret_keys[:-1]
-            try:
-                present.loads(request.cookies[self.get_cookie_name(app)])
-            except BadSignature:
-                session.modified = True
+            session = self.session_class()
+        if session is not None and not session.permanent:
+            session.permanent, session.modified = True, False
         return session
 
 
-def is_a_visit(request: Request) -> bool:
-    """
-    Tell whether a person is on the way to this page: not a HEAD, a picture's or a frame's address, or a prefetch.
+class SkewTolerantSigner(TimestampSigner):
+    """Accept signatures up to CLOCK_SKEW seconds ahead: itsdangerous takes a negative age for an expired one."""
 
-    Browsers say so in Sec-Fetch-Dest and Sec-Purpose (https://www.w3.org/TR/fetch-metadata/); a client that sends
-    neither is believed.
+    def unsign(self, signed_value: str | bytes, max_age: int | None = None, return_timestamp: bool = False) -> Any:
+        value, signed_at = super().unsign(signed_value, return_timestamp=True)
+        age = time.time() - signed_at.timestamp()
+        if max_age is not None and not -CLOCK_SKEW <= age <= max_age:
+            raise SignatureExpired(f'The signature is {age:.0f} seconds old', payload=value, date_signed=signed_at)
+        return (value, signed_at) if return_timestamp else value
+
+
+def remember(response: BaseResponse, pending: AuthorizationRequest) -> BaseResponse:
+    """Set the cookie of a pending authorization request, and delete all but the newest of the others."""
+    others = sorted(name for name in request.cookies if name.startswith(pending.cookie_prefix))
+    for name in others[: 1 - MAX_PENDING]:
+        response.set_cookie(name, **{**pending.cookie_options, 'max_age': 0})
+    response.set_cookie(pending.cookie_name, pending.cookie_value, **pending.cookie_options)
+    return response
+
+
+# --- Where a request comes from --- #
+
+
+def is_navigation(request: Request) -> bool:
     """
-    purpose = ' '.join(request.headers.get(name, '') for name in ('Sec-Purpose', 'Purpose', 'X-Purpose', 'X-Moz'))
+    Return True if a user is going to this page: not a HEAD, an image's or a frame's address, or a prefetch.
+
+    Browsers say so in Sec-Fetch-Dest and Sec-Purpose (https://www.w3.org/TR/fetch-metadata/). Clients without these
+    headers are believed.
+    """
     return (
         request.method == 'GET'
         and request.headers.get('Sec-Fetch-Dest', 'document') == 'document'
-        and not re.search('prefetch|preview|prerender', purpose)
+        and 'Sec-Purpose' not in request.headers
     )
 
 
-def keep_secrets_out_of_the_log() -> None:
+def comes_from_this_site(request: Request) -> bool:
+    """Return True unless a browser says that another site, or another port of localhost, leads here."""
+    return request.headers.get('Sec-Fetch-Site', 'none') in ('same-origin', 'none')
+
+
+def form_is_ours(request: Request, origin: str) -> bool:
     """
-    Log no variables with an exception, as loguru does by default, no query (the callback's holds a code), and one line
-    per event, whatever stands in it.
+    Return True if a form was sent by a page of this origin, or by no browser (as Go's http.CrossOriginProtection does).
+
+    `same-site` does not count: to browsers, all ports of localhost are one site.
     """
-    try:
-        logger.remove(0)  # loguru's default handler
-        logger.add(sys.stderr, diagnose=False, backtrace=False)
-        logger.configure(patcher=lambda record: record.update({'message': one_line(record['message'])}))
-    except ValueError:  # the handlers are somebody's own choice already
-        pass
-    logging.getLogger('werkzeug').addFilter(drop_query)  # adding it again changes nothing
-    for name in ('gunicorn.access', 'gunicorn.error'):
-        logging.getLogger(name).addFilter(drop_query)
-        logging.getLogger(name).addFilter(escape_controls)
+    if 'Sec-Fetch-Site' in request.headers:
+        return comes_from_this_site(request)
+    return request.headers.get('Origin', origin) == origin
 
 
-def drop_query(record: logging.LogRecord) -> bool:
-    """Shorten the address in a line of a server's log to its path."""
-    record.msg, record.args = re.sub(r'\?.*(?= HTTP/)|\?.*$', '', record.getMessage(), flags=re.DOTALL), ()
-    return True
+# --- Error pages --- #
 
 
-def escape_controls(record: logging.LogRecord) -> bool:
-    """Let nobody forge a line, or colour the terminal, with a path. (The built-in server sees to that itself.)"""
-    record.msg, record.args = one_line(record.getMessage()), ()
-    return True
+def show_error(error: ZendeskOAuthError) -> ResponseReturnValue:
+    """Render the error page and log the cause."""
+    logger.warning('{}: {}', error.title, error)
+    headers = {'Retry-After': str(error.retry_after)} if error.retry_after else {}
+    return render_template('error.html', error=error), error.status, headers
 
 
-def one_line(text: str) -> str:
-    return re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', lambda control: repr(control[0])[1:-1], text)
+def show_http_error(error: HTTPException) -> ResponseReturnValue:
+    """Render Flask's own errors, such as 404 and 500, as a page of this app."""
+    logger.info('{} {}', error.code, error.name)
+    response = error.get_response()
+    response.content_type = 'text/html; charset=utf-8'
+    advice = 'Go back to the home page and try again.'
+    if isinstance(error, Forbidden):
+        advice = f'{error.description} {advice}'
+    response.set_data(render_template('error.html', error={'title': error.name, 'advice': advice}))
+    return response
+
+
+# --- Start-up --- #
+
+
+def stop_if_port_is_taken(port: int) -> None:
+    """
+    End the process if another program listens on localhost's `port`: browsers would show its pages.
+
+    "localhost" is two addresses. Browsers try ::1 first, and this app listens on 127.0.0.1. Werkzeug reports all other
+    problems with the port.
+    """
+    for address in ('127.0.0.1', '::1'):
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+        except OSError:
+            continue
+        logger.error(
+            'Port {} is taken by another program, perhaps by this app in another terminal. Stop it first', port
+        )
+        raise SystemExit(1)

@@ -1,13 +1,13 @@
 """
-The panel "What just happened" of practice mode: the steps that led to a page, in the words of the log.
+Practice mode's panel: the log lines of this request and of the redirects before it.
 
-What is logged while a request is handled is also noted with the request. A page shows the notes of its own request and,
-before them, those of the redirects that led to it. On the way to the next page the notes wait here, in memory: practice
-mode is one process, and nothing in it is worth keeping.
+The lines that are logged while a request is handled are kept with the request. After a redirect they wait in memory for
+the next page: practice mode is one process.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import OrderedDict
@@ -18,78 +18,78 @@ from urllib.parse import parse_qs, urlsplit
 from flask import Flask, Response, g, has_request_context, request
 from loguru import logger
 
-COOKIE = 'zendesk_oauth_what_happened'
-MAX_VISITS = 10  # in one story; the oldest go first
-MAX_WAITING = 100  # redirects that nobody has followed yet; the oldest go first
+COOKIE = 'zendesk_oauth_panel'
+MAX_REQUESTS = 10  # in one panel; the oldest are dropped first
+MAX_WAITING = 100  # redirects that no browser has followed yet; the oldest are dropped first
 
 
 @dataclass
-class Visit:
-    """One request: `what` was asked for, the `steps` as (time of day, text), and where it was `redirected_to`."""
+class RequestLog:
+    """One request: its method and path as `title`, its `lines` as (time of day, text), and its redirect, if any."""
 
-    what: str
-    steps: list[tuple[str, str]] = field(default_factory=list)
+    title: str
+    lines: list[tuple[str, str]] = field(default_factory=list)
     redirected_to: str = ''
 
 
-_waiting: OrderedDict[str, list[Visit]] = OrderedDict()
+_waiting: OrderedDict[str, list[RequestLog]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def tell(app: Flask, controls: str) -> None:
+def init_app(app: Flask, controls: str) -> None:
     """
-    Note the steps of each request to the app; its pages find them in the variable `visits`.
+    Keep the log lines of each request; templates find them in `request_logs`.
 
     `controls` is the address of the practice Zendesk's control page.
     """
-    logger.add(_note, level='DEBUG', format='{message}')
+    logger.add(_keep, level='DEBUG', format='{message}')
+    logging.getLogger('zendesk_oauth').setLevel(logging.DEBUG)
 
     @app.before_request
     def begin() -> None:
         if request.endpoint != 'static':
-            g.visits = [*_come_in(), Visit(f'{request.method} {request.path}')]
+            g.request_logs = [*_from_redirects(), RequestLog(f'{request.method} {request.path}')]
 
     @app.context_processor
-    def lend_to_the_page() -> dict[str, Any]:
-        return {'visits': g.get('visits', []), 'practice_controls': controls}
+    def variables() -> dict[str, Any]:
+        return {'request_logs': g.get('request_logs', []), 'practice_controls': controls}
 
     @app.after_request
     def pass_on(response: Response) -> Response:
-        if 'visits' in g:
+        if 'request_logs' in g:
             if COOKIE in request.cookies:
                 response.delete_cookie(COOKIE)
             if response.location:
-                _send_on(response)
+                _wait_for_redirect(response)
         return response
 
 
-def _note(message: object) -> None:
-    """Take a line that goes to the log; those of the practice Zendesk's threads have no notes to go to."""
-    if has_request_context() and 'visits' in g:
+def _keep(message: object) -> None:
+    """Keep a log line with its request; the threads of the practice Zendesk have none of these requests."""
+    if has_request_context() and 'request_logs' in g:
         record = message.record  # type: ignore[attr-defined]
-        g.visits[-1].steps.append((record['time'].strftime('%H:%M:%S'), record['message']))
+        g.request_logs[-1].lines.append((record['time'].strftime('%H:%M:%S'), record['message']))
 
 
-def _send_on(response: Response) -> None:
+def _wait_for_redirect(response: Response) -> None:
     """
-    Let the notes wait for the page that the browser is redirected to.
+    Keep the lines until the browser has followed the redirect.
 
-    On the way over Zendesk it is the state that comes back, so that two tabs keep their stories apart; within the app
-    a cookie does.
+    After a redirect to Zendesk the state identifies them, so that two tabs do not mix; within the app a cookie does.
     """
     address = urlsplit(str(response.location))
-    g.visits[-1].redirected_to = address._replace(query='', fragment='').geturl()
+    g.request_logs[-1].redirected_to = address._replace(query='', fragment='').geturl()
     key = parse_qs(address.query).get('state', [secrets.token_urlsafe(16)])[0]
     if not address.netloc:
         response.set_cookie(COOKIE, key, httponly=True, samesite='Lax')
     with _lock:
-        _waiting[key] = g.visits[-MAX_VISITS:]
+        _waiting[key] = g.request_logs[-MAX_REQUESTS:]
         while len(_waiting) > MAX_WAITING:
             _waiting.popitem(last=False)
 
 
-def _come_in() -> list[Visit]:
-    """Return the notes of the redirects that led here."""
+def _from_redirects() -> list[RequestLog]:
+    """Return the lines of the redirects that led here."""
     keys = (request.cookies.get(COOKIE, ''), request.args.get('state', ''))
     with _lock:
-        return [visit for key in keys for visit in _waiting.pop(key, [])]
+        return [request_log for key in keys for request_log in _waiting.pop(key, [])]

@@ -1,4 +1,4 @@
-"""The panel "What just happened": the steps that led to a page."""
+"""Practice mode's panel: the log lines of a request and of the redirects before it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flask import Flask, redirect, render_template_string
 from loguru import logger
 
 import app as app_module
-from web import panel as what_happened
+from web import panel
 
-PAGE = """{% for visit in visits %}{{ visit.what }}{% for _, text in visit.steps %}; {{ text }}{% endfor %}
-{% if visit.redirected_to %}-> {{ visit.redirected_to }}
+PAGE = """{% for log in request_logs %}{{ log.title }}{% for _, text in log.lines %}; {{ text }}{% endfor %}
+{% if log.redirected_to %}-> {{ log.redirected_to }}
 {% endif %}{% endfor %}"""
 
 
@@ -22,11 +22,11 @@ def app(monkeypatch):
     """A small app with the panel."""
     app = Flask(__name__)
     handlers = []
-    monkeypatch.setattr(what_happened, '_waiting', type(what_happened._waiting)())
+    monkeypatch.setattr(panel, '_waiting', type(panel._waiting)())
     with monkeypatch.context() as patch:
         add = logger.add
         patch.setattr(logger, 'add', lambda *args, **kwargs: handlers.append(add(*args, **kwargs)))
-        what_happened.tell(app, controls='http://localhost:3001/practice')
+        panel.init_app(app, controls='http://localhost:3001/practice')
 
     @app.get('/page')
     def page():
@@ -57,22 +57,22 @@ def lines(page) -> list[str]:
     return page.text.replace('\n\n', '\n').strip().split('\n')
 
 
-def test_a_page_shows_the_steps_of_its_own_request(app):
+def test_a_page_shows_the_lines_of_its_own_request(app):
     browser = app.test_client()
     for _ in range(2):
         assert lines(browser.get('/page')) == ['GET /page; showing the page']
 
 
-def test_a_page_shows_the_redirects_that_led_to_it_first_and_only_once(app):
+def test_a_page_shows_the_redirects_before_it_first_and_once(app):
     browser = app.test_client()
     page = browser.get('/hop', follow_redirects=True)
     assert lines(page) == ['GET /hop; hopping', '-> /page', 'GET /page; showing the page']
     assert lines(browser.get('/page')) == ['GET /page; showing the page']
-    assert not what_happened._waiting
-    assert not browser.get_cookie(what_happened.COOKIE)
+    assert not panel._waiting
+    assert not browser.get_cookie(panel.COOKIE)
 
 
-def test_the_story_goes_on_after_a_visit_to_zendesk(app):
+def test_the_lines_continue_after_a_redirect_to_zendesk(app):
     browser = app.test_client()
     browser.get('/leave/one')
     assert lines(browser.get('/come_back?state=one', follow_redirects=True)) == [
@@ -84,7 +84,7 @@ def test_the_story_goes_on_after_a_visit_to_zendesk(app):
     ]
 
 
-def test_two_tabs_keep_their_stories_apart(app):
+def test_two_tabs_do_not_mix(app):
     browser = app.test_client()
     browser.get('/leave/one')
     browser.get('/leave/two')
@@ -94,7 +94,7 @@ def test_two_tabs_keep_their_stories_apart(app):
         assert len(lines(page)) == 5
 
 
-def test_a_state_that_stands_there_twice_does_no_harm(app):
+def test_a_repeated_state_does_no_harm(app):
     @app.get('/twice')
     def twice():
         return redirect('http://localhost:3000/come_back?state=one&state=two')
@@ -104,21 +104,21 @@ def test_a_state_that_stands_there_twice_does_no_harm(app):
     assert lines(browser.get('/come_back?state=one', follow_redirects=True))[0] == 'GET /twice'
 
 
-def test_two_browsers_do_not_see_each_others_steps(app):
+def test_two_browsers_do_not_see_each_others_lines(app):
     one, other = app.test_client(), app.test_client()
     one.get('/hop')
     assert lines(other.get('/page')) == ['GET /page; showing the page']
     assert len(lines(one.get('/page'))) == 3
 
 
-def test_a_picture_on_the_way_does_not_take_the_story(app):
+def test_a_static_file_does_not_take_the_lines(app):
     browser = app.test_client()
     browser.get('/hop')
     browser.get('/static/nothing.css')
     assert len(lines(browser.get('/page'))) == 3
 
 
-def test_what_is_logged_elsewhere_is_not_part_of_it(app):
+def test_lines_of_another_app_are_not_shown(app):
     other = Flask('other')
 
     @other.get('/')
@@ -137,14 +137,14 @@ def test_what_is_logged_elsewhere_is_not_part_of_it(app):
     assert lines(app.test_client().get('/both')) == ['GET /both']
 
 
-def test_those_who_never_come_back_do_not_fill_the_memory(app):
-    for number in range(what_happened.MAX_WAITING + 50):
+def test_abandoned_redirects_do_not_fill_the_memory(app):
+    for number in range(panel.MAX_WAITING + 50):
         app.test_client().get(f'/leave/{number}')
-    assert len(what_happened._waiting) == what_happened.MAX_WAITING
-    assert '149' in what_happened._waiting
+    assert len(panel._waiting) == panel.MAX_WAITING
+    assert '149' in panel._waiting
 
 
-def test_two_browsers_that_are_redirected_at_once_keep_their_stories_apart(app):
+def test_browsers_redirected_at_once_do_not_mix(app):
     browsers = [app.test_client() for _ in range(3)]
     for browser in browsers:
         browser.get('/hop')
@@ -152,40 +152,40 @@ def test_two_browsers_that_are_redirected_at_once_keep_their_stories_apart(app):
         assert lines(browser.get('/page')) == ['GET /hop; hopping', '-> /page', 'GET /page; showing the page']
 
 
-def test_a_story_without_end_keeps_its_last_chapters(app):
+def test_an_endless_redirect_keeps_its_last_requests(app):
     browser = app.test_client()
     for _ in range(50):
         browser.get('/hop')
-    assert lines(browser.get('/page')).count('GET /hop; hopping') == what_happened.MAX_VISITS
+    assert lines(browser.get('/page')).count('GET /hop; hopping') == panel.MAX_REQUESTS
 
 
-def test_the_cookie_is_for_the_app_alone(app):
+def test_the_cookie_is_closed_to_scripts_and_other_sites(app):
     cookie = app.test_client().get('/hop').headers['Set-Cookie']
     assert 'HttpOnly' in cookie
     assert 'SameSite=Lax' in cookie
 
 
-def test_a_line_outside_of_any_request_is_no_trouble(app, capfd):
+def test_a_line_outside_of_any_request_is_ignored(app, capfd):
     logger.info('nobody asked')
     assert 'Logging error' not in capfd.readouterr().err
 
 
-def test_the_panel_shows_what_it_is_given_as_text(app):
+def test_the_panel_shows_what_is_logged_as_text(app):
     with app.test_request_context():
-        visits = [what_happened.Visit('GET /<b>', [('12:00:00', 'a line with <i>')], '/<u>')]
-        panel = app_module.app.jinja_env.get_template('what_happened.html').render(
-            visits=visits, practice_controls='http://localhost:3001/practice'
+        request_logs = [panel.RequestLog('GET /<b>', [('12:00:00', 'a line with <i>')], '/<u>')]
+        shown = app_module.app.jinja_env.get_template('panel.html').render(
+            request_logs=request_logs, practice_controls='http://localhost:3001/practice'
         )
     for text in ('GET /&lt;b&gt;', 'a line with &lt;i&gt;', 'Redirect to /&lt;u&gt;'):
-        assert text in panel
-    assert '<a href="http://localhost:3001/practice">' in panel
-    assert '<details>' in panel
+        assert text in shown
+    assert '<a href="http://localhost:3001/practice">' in shown
+    assert '<details>' in shown
 
 
-def test_each_step_has_the_time_of_day(app):
+def test_each_line_has_the_time_of_day(app):
     @app.get('/time')
     def tell_time():
         logger.info('now')
-        return render_template_string('{{ visits[0].steps[0][0] }}')
+        return render_template_string('{{ request_logs[0].lines[0][0] }}')
 
     assert time.strptime(app.test_client().get('/time').text, '%H:%M:%S')

@@ -1,35 +1,26 @@
-"""What holds for every page: session cookie, headers, host, log."""
+"""What holds for every page: session cookie, headers, canonical host, cross-site checks, error pages."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
-import logging
-import os
+import json
 import re
-import subprocess
+import socket
 import sys
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from conftest import NEW_PAIR, PAIR, SHOW_SELF, TOKEN_ENDPOINT, USER, store
 from flask import Flask, request
-from servers import SETTINGS, environment
+from helpers import NEW_TOKENS, OLD, OTHER, SHOW_SELF, TOKEN_ENDPOINT, USER, bearer, store, stored
 
-import app as app_module
-import web as security
+import backend_code
+import web
 from settings import current_settings
-from zendesk_oauth.endpoints import ZendeskError
+from zendesk_oauth.authorization import COOKIE_NAME
+from zendesk_oauth.errors import ZendeskError
 
-
-@pytest.fixture
-def https_app(app, monkeypatch):
-    """The app as it would be with an https redirect URI."""
-    monkeypatch.setenv('REDIRECT_URI', 'https://app.example.com/zendesk/oauth/callback')
-    yield importlib.reload(app_module).app
-    monkeypatch.undo()
-    importlib.reload(app_module)
+# --- Headers --- #
 
 
 @pytest.mark.parametrize(
@@ -48,84 +39,97 @@ def https_app(app, monkeypatch):
         ('GET', '/static/nope'),
     ],
 )
-def test_every_answer_has_the_headers(browser, method, path):
+def test_every_response_has_the_headers(browser, method, path):
     with browser.open(path, method=method) as response:
         headers = response.headers
-    assert "default-src 'none'" in headers['Content-Security-Policy']
-    assert "frame-ancestors 'none'" in headers['Content-Security-Policy']
-    assert 'unsafe' not in headers['Content-Security-Policy']
+    policy = headers['Content-Security-Policy']
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "form-action 'self';" in policy
+    assert 'unsafe' not in policy
     assert headers['X-Content-Type-Options'] == 'nosniff'
     assert headers['X-Frame-Options'] == 'DENY'
-    assert headers['Referrer-Policy'] == 'no-referrer'
+    assert headers['Referrer-Policy'] == 'strict-origin'
     assert headers['Cross-Origin-Opener-Policy'] == 'same-origin'
     assert headers['Cross-Origin-Resource-Policy'] == 'same-origin'
-    assert "form-action 'self';" in headers['Content-Security-Policy']
     assert 'Strict-Transport-Security' not in headers
     assert (headers['Cache-Control'] == 'no-store') == (path != '/static/app.css')
 
 
-def test_an_unexpected_error_has_the_headers_too(app, browser, monkeypatch):
-    monkeypatch.setattr(app, 'testing', False)
-    monkeypatch.setattr('backend_code.current_user_id', lambda: 1 / 0)
-    response = browser.get('/')
-    assert response.status_code == 500
-    assert response.headers['Cache-Control'] == 'no-store'
-    assert 'Content-Security-Policy' in response.headers
-
-
-def test_pages_hold_no_inline_style_or_script_and_reach_no_other_host(browser):
+def test_pages_have_no_inline_code_and_reach_no_other_host(browser):
     for path in ('/', '/grant_access', '/nope'):
         page = browser.get(path).text
         assert not re.search(r'<script|<style|style=|\son\w+=|javascript:', page)
         assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
-def test_the_session_cookie_has_a_name_of_its_own_and_is_closed_to_scripts(browser):
-    cookie = browser.get('/').headers['Set-Cookie']
-    assert cookie.startswith('zendesk_oauth_session=')
-    assert '; HttpOnly' in cookie
-    assert '; SameSite=Lax' in cookie
-    assert '; Secure' not in cookie
+def test_a_redirect_does_not_repeat_the_address_in_its_body(browser):
+    assert browser.get('/zendesk/auth').data == b''
 
 
-def test_with_an_https_redirect_uri_cookies_are_secure(https_app):
-    browser = https_app.test_client()
-    base_url = 'https://app.example.com'
-    for path, name in (('/', '__Host-zendesk_oauth_session='), ('/zendesk/auth', '__Host-zendesk_oauth_request_')):
-        response = browser.get(path, base_url=base_url)
-        assert response.headers['Set-Cookie'].startswith(name)
-        assert '; Secure' in response.headers['Set-Cookie']
-        assert '; Path=/' in response.headers['Set-Cookie']
-        assert 'Domain' not in response.headers['Set-Cookie']
-        assert response.headers['Strict-Transport-Security']
+# --- The session cookie --- #
 
 
-def test_over_https_a_grant_works_with_those_cookies(https_app, zendesk):
-    browser = https_app.test_client()
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR)
-    base_url = 'https://app.example.com'
-    state = re.search('state=([^&]+)', browser.get('/zendesk/auth', base_url=base_url).location)[1]
-    answer = browser.get(f'/zendesk/oauth/callback?code=c&state={state}', base_url=base_url)
-    assert answer.location == '/'
-    deleted = next(header for header in answer.headers.getlist('Set-Cookie') if 'oauth_request' in header)
-    assert 'Max-Age=0' in deleted
-    assert '; Secure' in deleted
-
-
-def test_behind_a_proxy_that_says_127_0_0_1_nobody_is_sent_round_in_circles(https_app):
-    assert https_app.test_client().get('/', base_url='http://127.0.0.1:3000').status_code == 200
-
-
-# --- The session cookie as others may send it --- #
+def session_cookies(response) -> list[str]:
+    return [header for header in response.headers.getlist('Set-Cookie') if 'oauth_session' in header]
 
 
 def signed(app: Flask, payload) -> str:
     return app.session_interface.get_signing_serializer(app).dumps(payload)
 
 
+def test_the_session_cookie_is_closed_to_scripts_and_lives_a_week(browser):
+    [cookie] = session_cookies(browser.get('/'))
+    assert cookie.startswith('zendesk_oauth_session=')
+    for attribute in ('; HttpOnly', '; SameSite=Lax', '; Path=/', '; Expires='):
+        assert attribute in cookie
+    assert '; Secure' not in cookie
+    assert browser.get_cookie('zendesk_oauth_session').expires is not None
+
+
+def test_only_a_new_id_or_a_stored_refresh_sends_the_session_cookie(app, alice, zendesk):
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    paths = ('/', '/grant_access', '/zendesk/auth', '/profile', '/profile')
+    assert [bool(session_cookies(alice.get(path))) for path in paths] == [False, False, False, True, False]
+    assert session_cookies(app.test_client().get('/'))
+    assert not session_cookies(app.test_client().get('/profile'))
+
+
+def test_a_failed_retry_sends_no_session_cookie(alice, zendesk):
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, status=500, match=[bearer('new-access')])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    assert not session_cookies(alice.get('/profile'))
+
+
+def test_a_slow_profile_does_not_put_the_old_session_over_a_newer_grant(alice, zendesk):
+    def grant_in_another_tab(request):
+        store(bob=OTHER)  # the callback has deleted the old id's tokens
+        return 200, {}, json.dumps(USER)
+
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.add_callback('GET', SHOW_SELF, grant_in_another_tab, match=[bearer('new-access')])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    assert not session_cookies(alice.get('/profile'))
+
+
+@pytest.mark.parametrize('response', [{'status': 500}, {'status': 400, 'json': {'error': 'invalid_grant'}}])
+def test_a_failed_refresh_sends_no_session_cookie(alice, zendesk, response):
+    zendesk.get(SHOW_SELF, status=401)
+    zendesk.post(TOKEN_ENDPOINT, **response)
+    assert not session_cookies(alice.get('/profile'))
+
+
+def test_a_failed_grant_sends_no_session_cookie(alice, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, status=500)
+    assert not session_cookies(alice.grant())
+
+
 @pytest.mark.parametrize('payload', [[1, 2], 'text', 5, None, {'user_id': ['alice']}, {'user_id': 5}, {'other': 1}])
 def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
-    store(alice=PAIR)
+    store(alice=OLD)
     browser.set_cookie('zendesk_oauth_session', signed(app, payload))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
@@ -145,36 +149,182 @@ def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
     ],
 )
 def test_a_tampered_session_counts_as_none(app, browser, tamper):
-    store(alice=PAIR)
+    store(alice=OLD)
     browser.set_cookie('zendesk_oauth_session', tamper(signed(app, {'user_id': 'alice'})))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
 
 
-def test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypatch):
-    store(alice=PAIR)
+@pytest.mark.parametrize('fallbacks', [[], ['a former key']])
+def test_a_session_signed_with_an_unknown_key_counts_as_none(app, browser, monkeypatch, fallbacks):
+    store(alice=OLD)
+    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', fallbacks)
     with monkeypatch.context() as patch:
         patch.setattr(app, 'secret_key', 'another key')
+        patch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [])
         forged = signed(app, {'user_id': 'alice'})
     browser.set_cookie('zendesk_oauth_session', forged)
     assert browser.get('/profile').location == '/grant_access'
 
 
-def test_a_session_signed_with_a_former_key_counts_and_is_signed_anew(app, browser, monkeypatch):
-    store(alice=PAIR)
-    browser.set_cookie('zendesk_oauth_session', signed(app, {'user_id': 'alice'}))
+def test_a_refresh_signs_a_session_with_the_new_key(app, alice, zendesk, monkeypatch):
+    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [app.secret_key, 'an older one'])
     monkeypatch.setattr(app, 'secret_key', 'the new key')
-    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', ['canary-secret-key-canary-secret-key', 'an older one'])
-    # Not on a page that may take long: it could overwrite the session of a grant made meanwhile.
-    assert [bool(browser.get(path).headers.getlist('Set-Cookie')) for path in ('/grant_access', '/')] == [False, True]
-    assert not browser.get('/').headers.getlist('Set-Cookie')  # that one was signed with the new key
+    zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    assert alice.get('/profile').status_code == 200
     monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [])
+    assert alice.user_id == 'alice'
+
+
+@pytest.mark.parametrize(('age', 'valid'), [(-59, True), (-61, False), (0, True), (604_799, True), (604_801, False)])
+def test_a_session_is_valid_for_a_week_by_clocks_that_differ(app, browser, clock, age, valid):
+    store(alice=OLD)
+    now = clock.now
+    clock.now = now - age
+    cookie = signed(app, {'user_id': 'alice'})
+    clock.now = now
+    with app.test_request_context(headers={'Cookie': f'zendesk_oauth_session={cookie}'}):
+        assert (backend_code.current_user_id() == 'alice') == valid
+
+
+def test_a_session_of_the_previous_version_is_accepted(app, browser):
+    """Flask's own signature, without the lifetime."""
+    serializer = Flask.session_interface.get_signing_serializer(app)
+    browser.set_cookie('zendesk_oauth_session', serializer.dumps({'user_id': 'alice'}))
     assert browser.user_id == 'alice'
 
 
-def test_with_former_keys_no_other_key_counts(app, browser, monkeypatch):
-    monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', ['a former key'])
-    test_a_session_signed_with_another_key_counts_as_none(app, browser, monkeypatch)
+# --- https --- #
+
+HTTPS = {'base_url': 'https://app.example.com'}
+
+
+def test_with_https_cookies_are_secure_and_of_this_host_only(https_app):
+    response = https_app.test_client().get('/', **HTTPS)
+    [cookie] = session_cookies(response)
+    assert cookie.startswith('__Host-zendesk_oauth_session=')
+    for attribute in ('; Secure', '; Path=/'):
+        assert attribute in cookie
+    assert 'Domain' not in cookie
+    assert response.headers['Strict-Transport-Security']
+
+
+def test_with_https_no_host_is_redirected(https_app):
+    assert https_app.test_client().get('/', base_url='http://127.0.0.1:3000').status_code == 200
+
+
+# --- Cookies of pending authorization requests --- #
+
+
+def pending_cookies(browser) -> list[str]:
+    return sorted(name for name in (cookie.key for cookie in browser._cookies.values()) if name.startswith(COOKIE_NAME))
+
+
+def test_the_oldest_pending_requests_are_dropped(browser, zendesk, clock):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    states = []
+    for _ in range(20):
+        states.append(browser.start()['state'])
+        clock.advance(1)
+    assert len(pending_cookies(browser)) == web.MAX_PENDING
+    assert browser.come_back(code='the-code', state=states[-web.MAX_PENDING - 1]).status_code == 400
+    assert browser.come_back(code='the-code', state=states[-web.MAX_PENDING]).location == '/'
+
+
+def test_two_tabs_end_well_in_reverse_order(browser, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    zendesk.delete(re.compile('.*/oauth/tokens/current'), status=204)
+    first, second = browser.start()['state'], browser.start()['state']
+    assert browser.come_back(code='two', state=second).location == '/'
+    assert browser.come_back(code='one', state=first).location == '/'
+    assert list(stored()) == [browser.user_id]
+
+
+def test_a_callback_that_is_opened_again_keeps_the_grant(browser, zendesk):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    state = browser.start()['state']
+    browser.come_back(code='the-code', state=state)
+    page = browser.come_back(code='the-code', state=state)
+    assert page.status_code == 400
+    assert 'already used' in page.text
+    assert '<a href="/">Home</a>' in page.text
+    assert len(zendesk.calls) == 1
+    assert list(stored()) == [browser.user_id]
+
+
+# --- Prefetches and other sites --- #
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {'Sec-Fetch-Dest': 'image'},
+        {'Sec-Fetch-Dest': 'iframe'},
+        {'Sec-Fetch-Dest': 'empty'},
+        {'Sec-Fetch-Dest': 'document', 'Sec-Purpose': 'prefetch;prerender'},
+        {'Sec-Purpose': 'prefetch'},
+        'HEAD',
+    ],
+)
+def test_only_a_visit_of_a_user_begins_or_completes_a_grant(browser, zendesk, headers):
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    state = browser.start()['state']
+    before = pending_cookies(browser)
+    how = {'method': 'HEAD'} if headers == 'HEAD' else {'headers': headers}
+    for path in ('/zendesk/auth', f'/zendesk/oauth/callback?code=the-code&state={state}'):
+        response = browser.open(path, **how)
+        assert response.status_code == 503
+        assert 'Set-Cookie' not in response.headers
+    assert pending_cookies(browser) == before
+    assert not zendesk.calls
+    assert browser.come_back(code='the-code', state=state).location == '/'
+
+
+@pytest.mark.parametrize('site', ['cross-site', 'same-site'])
+def test_another_site_cannot_begin_a_grant(browser, site):
+    response = browser.get('/zendesk/auth', headers={'Sec-Fetch-Site': site, 'Sec-Fetch-Dest': 'document'})
+    assert response.location == '/grant_access'
+    assert 'Set-Cookie' not in response.headers
+
+
+@pytest.mark.parametrize('site', ['same-origin', 'none'])
+def test_this_site_and_an_address_bar_can_begin_a_grant(browser, site):
+    assert browser.start(headers={'Sec-Fetch-Site': site, 'Sec-Fetch-Dest': 'document'})
+
+
+ORIGIN = 'http://localhost:3000'
+
+
+@pytest.mark.parametrize(
+    ('headers', 'accepted'),
+    [
+        ({'Sec-Fetch-Site': 'same-origin', 'Origin': ORIGIN}, True),
+        ({'Sec-Fetch-Site': 'none'}, True),
+        ({'Sec-Fetch-Site': 'same-site', 'Origin': 'http://localhost:4000'}, False),
+        ({'Sec-Fetch-Site': 'cross-site', 'Origin': ORIGIN}, False),
+        ({'Origin': ORIGIN}, True),
+        ({'Origin': 'http://localhost:4000'}, False),
+        ({'Origin': 'https://evil.example'}, False),
+        ({'Origin': 'null'}, False),
+        ({}, True),  # no browser
+    ],
+)
+def test_only_a_form_of_this_site_can_disconnect(alice, zendesk, headers, accepted):
+    zendesk.delete(re.compile('.*'), status=500)
+    page = alice.post('/disconnect', headers=headers)
+    assert page.status_code == (200 if accepted else 403)
+    assert stored() == ({'bob': OTHER} if accepted else {'alice': OLD, 'bob': OTHER})
+    assert ('came from another site' in page.text) != accepted
+
+
+def test_a_form_changes_a_cookie_so_that_back_shows_no_page_from_memory(alice):
+    cookies = [alice.post('/disconnect').headers['Set-Cookie'] for _ in range(2)]
+    assert cookies[0] != cookies[1]
+    for cookie in cookies:
+        assert cookie.startswith('zendesk_oauth_changed=')
+        assert '; HttpOnly' in cookie
 
 
 # --- The canonical host --- #
@@ -182,7 +332,7 @@ def test_with_former_keys_no_other_key_counts(app, browser, monkeypatch):
 
 @pytest.mark.parametrize('host', ['127.0.0.1:3000', '[::1]:3000', '127.0.0.1'])
 @pytest.mark.parametrize('path', ['/', '/profile', '/zendesk/auth?x=1'])
-def test_a_visit_on_another_name_of_this_machine_goes_to_the_canonical_one(browser, host, path):
+def test_a_visit_on_another_name_of_this_machine_is_redirected(browser, host, path):
     response = browser.get(path, headers={'Host': host})
     assert response.location == f'http://localhost:3000{path}'
     assert 'Set-Cookie' not in response.headers
@@ -200,7 +350,7 @@ def test_a_visit_on_another_name_of_this_machine_goes_to_the_canonical_one(brows
         ('/?a=b&c=%26%0d%0a', '/?a=b&c=%26%0d%0a'),
     ],
 )
-def test_an_odd_path_stays_a_path_on_its_way_to_the_canonical_host(app, path, location):
+def test_an_odd_path_stays_a_path_after_the_redirect(app, path, location):
     status, headers = raw_get(app, '127.0.0.1:3000', path)
     assert status == '302 FOUND'
     assert headers['Location'] == 'http://localhost:3000' + location
@@ -208,7 +358,7 @@ def test_an_odd_path_stays_a_path_on_its_way_to_the_canonical_host(app, path, lo
 
 
 @pytest.mark.parametrize('path', ['/zendesk//auth', '/zendesk//oauth/callback?code=c', '/static//app.css'])
-def test_a_doubled_slash_is_no_reason_to_redirect_to_the_host_in_the_request(app, path):
+def test_a_doubled_slash_is_not_redirected_to_the_requests_host(app, path):
     status, _ = raw_get(app, 'evil.example', path)
     assert status == '404 NOT FOUND'
 
@@ -227,19 +377,14 @@ def raw_get(app, host: str, target: str):
         'wsgi.input': io.BytesIO(),
         'wsgi.errors': sys.stderr,
     }
-    answer = []
-    app(environ, lambda status, headers, *_: answer.extend((status, dict(headers)))).close()
-    return answer
+    response = []
+    app(environ, lambda status, headers, *_: response.extend((status, dict(headers)))).close()
+    return response
 
 
-def test_only_a_get_is_sent_to_the_canonical_host(browser):
+def test_only_a_get_is_redirected_to_the_canonical_host(browser):
     assert browser.post('/', base_url='http://127.0.0.1:3000').status_code == 405
     assert browser.head('/', base_url='http://127.0.0.1:3000').status_code == 200
-
-
-def test_what_comes_to_the_canonical_host_stays_there(browser):
-    for host in ('localhost:3000', 'localhost'):
-        assert browser.get('/', headers={'Host': host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -259,9 +404,9 @@ def test_a_foreign_host_changes_no_address(browser, headers):
 @pytest.mark.parametrize(
     ('hops', 'address', 'host'), [(0, '127.0.0.1', 'behind'), (1, '3.3.3.3', 'b'), (2, '2.2.2.2', 'a')]
 )
-def test_what_proxies_say_is_believed_as_far_as_there_are_proxies(hops, address, host):
+def test_forwarded_headers_count_for_as_many_proxies_as_there_are(app, hops, address, host):
     app = Flask('app')
-    security.protect(app, dataclasses.replace(current_settings(), proxy_hops=hops))
+    web.init_app(app, dataclasses.replace(current_settings(), proxy_hops=hops))
     app.add_url_rule('/', view_func=lambda: f'{request.remote_addr} {request.host} {request.scheme}')
     headers = {
         'Host': 'behind',
@@ -273,127 +418,83 @@ def test_what_proxies_say_is_believed_as_far_as_there_are_proxies(hops, address,
 
 
 @pytest.mark.parametrize('host', ['[', '[::1', ']:3000', 'a b', '127.0.0.1:x', 'ä', ''])
-def test_a_host_that_is_none_is_no_500(browser, host):
+def test_a_malformed_host_does_not_cause_a_500(browser, host):
     assert browser.get('/', headers={'Host': host}).status_code in (200, 302, 400)
 
 
-def test_a_redirect_repeats_no_address_in_its_body(browser):
-    assert browser.get('/zendesk/auth').data == b''
-
-
-# --- The log --- #
-
-
-CALLBACK = '/zendesk/oauth/callback?error_description=a\u3000b\xa0c&code=canary&state=canary'
+# --- Error pages --- #
 
 
 @pytest.mark.parametrize(
-    ('name', 'message', 'arguments', 'logged'),
-    [
-        ('werkzeug', '"%s" %s', (f'GET {CALLBACK} HTTP/1.1', '302'), '"GET /zendesk/oauth/callback HTTP/1.1" 302'),
-        ('gunicorn.error', 'Error handling request %s', (CALLBACK,), 'Error handling request /zendesk/oauth/callback'),
-        (
-            'werkzeug',  # what it says of a line that is no request
-            'code %d, message %s',
-            (400, f"Bad request syntax ('GET {CALLBACK} HTTP/1.1 &code=canary HTTP/1.1')"),
-            "code 400, message Bad request syntax ('GET /zendesk/oauth/callback HTTP/1.1')",
-        ),
-        (
-            'gunicorn.access',  # in gunicorn's own format, where somebody starts it without our settings
-            '%(h)s "%(r)s" %(s)s "%(f)s"',
-            ({'h': '::1', 'r': f'GET {CALLBACK} HTTP/1.1', 's': '302', 'f': f'http://localhost{CALLBACK}'},),
-            '::1 "GET /zendesk/oauth/callback HTTP/1.1" 302 "http://localhost/zendesk/oauth/callback',
-        ),
-        ('gunicorn.error', '%s', ('/callback?a=\ncode=canary HTTP/1.1',), '/callback HTTP/1.1'),
-        ('gunicorn.access', '"%s %s"', ('GET', '/a\n\x1b[31m"GET /'), r'"GET /a\n\x1b[31m"GET /"'),
-    ],
+    ('method', 'path', 'status'), [('GET', '/nope', 404), ('POST', '/profile', 405), ('GET', '/%E0%A4%A', 404)]
 )
-def test_the_servers_logs_show_paths_without_queries(caplog, name, message, arguments, logged):
-    with caplog.at_level(logging.INFO, logger=name):
-        logging.getLogger(name).info(message, *arguments)
-    assert caplog.messages == [logged]
+def test_flasks_own_errors_are_pages_of_this_app(browser, log, method, path, status):
+    page = browser.open(path, method=method)
+    assert page.status_code == status
+    assert log[-1].startswith(f'{status} ')
+    assert page.content_type == 'text/html; charset=utf-8'
+    assert '<html lang="en">' in page.text
+    assert re.findall('href="(/[^"s]*)"', page.text) == ['/']
 
 
-@pytest.mark.parametrize(
-    ('text', 'logged'),
-    [
-        ('two\nlines', r'two\nlines'),
-        ('\x1b[31mred\x1b[0m <red>red</red>', r'\x1b[31mred\x1b[0m <red>red</red>'),
-        ('{} {0} {text} {{ %s %(text)s', '{} {0} {text} {{ %s %(text)s'),
-        ('a\r\u2028\x85b', r'a\r\u2028\x85b'),
-        ('Zoë 山田 \u202e', 'Zoë 山田 \u202e'),
-    ],
-)
-def test_an_event_is_one_line_whatever_stands_in_it(browser, zendesk, monkeypatch, log, text, logged):
-    browser.sign_in('alice')
-    store(alice=PAIR)
-
-    def fail(access_token):
-        raise ZendeskError(text)
-
-    monkeypatch.setattr('zendesk_oauth.endpoints.show_self', fail)
-    page = browser.get('/profile')
-    assert page.status_code == 502
-    assert log[-1] == f'Zendesk could not answer: {logged}\n'
-
-
-def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog):
-    zendesk.post(TOKEN_ENDPOINT, json=NEW_PAIR | {'access_token': 'canary-access', 'refresh_token': 'canary-refresh'})
-    zendesk.get(SHOW_SELF, json=USER)
-    sent = browser.start()
-    with caplog.at_level(logging.DEBUG):
-        pages = [browser.come_back(code='canary-code', state=sent['state']), browser.get('/'), browser.get('/profile')]
-        pages.append(browser.come_back(code='canary-code', state=sent['state']))
-        pages.append(browser.come_back(error='canary-error', state=browser.start()['state']))
-    seen = ''.join([*log, *capfd.readouterr(), caplog.text, *(page.text + str(page.headers) for page in pages)])
-    assert 'Jane Doe' in seen
-    assert 'canary' not in seen
-    assert sent['state'] not in seen
-    assert re.search('code_verifier=([^&]+)', zendesk.calls[0].request.body)[1] not in seen
-
-
-def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
-    program = tmp_path / 'program.py'  # a file: loguru shows values only where it finds the source
-    program.write_text("""if True:
-        import app
-        token = 'canary' + '-token'
-        try:
-            print(token.missing_attribute)
-        except AttributeError:
-            app.logger.exception('failed')
-    """)
-    settings = {name: os.environ[name] for name in (*SETTINGS, 'SECRET_KEY')}
-    ended = subprocess.run(
-        [sys.executable, program], env=environment(**settings), capture_output=True, text=True, check=True
-    )
-    assert 'print(token.missing_attribute)' in ended.stderr
-    assert 'canary-token' not in ended.stderr
-
-
-@pytest.mark.parametrize(
-    'broken',
-    ['zendesk_oauth.endpoints._printable', 'zendesk_oauth.endpoints._token', 'zendesk_oauth.stores.UsersDb.replace'],
-)
-def test_an_exception_nobody_expected_shows_no_values_where_it_is_logged(
-    app, browser, zendesk, monkeypatch, capfd, caplog, broken
-):
+def test_an_unexpected_exception_is_a_page_with_the_headers(app, browser, monkeypatch):
     monkeypatch.setattr(app, 'testing', False)
-    browser.sign_in('alice')
-    store(alice={'access_token': 'canary-access', 'refresh_token': 'canary-refresh'})
-    zendesk.get(SHOW_SELF, status=200 if broken == 'zendesk_oauth.endpoints._printable' else 401, json=USER)
-    zendesk.post(TOKEN_ENDPOINT, json={**NEW_PAIR, 'access_token': 'canary-new'})
-    monkeypatch.setattr(broken, lambda *args: 1 / 0)
-    with caplog.at_level(logging.DEBUG):
-        page = browser.get('/profile')
-    logged = caplog.text + ''.join(capfd.readouterr())
+    monkeypatch.setattr('backend_code.current_user_id', lambda: 1 / 0)
+    page = browser.get('/')
     assert page.status_code == 500
-    assert 'ZeroDivisionError' in logged
-    assert 'canary' not in logged + page.text
+    assert 'href="/"' in page.text
+    assert 'ZeroDivision' not in page.text
+    assert page.headers['Cache-Control'] == 'no-store'
+    assert 'Content-Security-Policy' in page.headers
 
 
-def test_setting_up_the_log_twice_adds_nothing():
-    before = len(logging.getLogger('werkzeug').filters)
-    handlers = dict(app_module.logger._core.handlers)
-    security.keep_secrets_out_of_the_log()
-    assert len(logging.getLogger('werkzeug').filters) == before
-    assert dict(app_module.logger._core.handlers) == handlers
+@pytest.mark.parametrize(('reauthorize', 'link'), [(True, '/grant_access'), (False, '/profile')])
+def test_an_error_page_has_a_link_that_goes_on(alice, monkeypatch, log, reauthorize, link):
+    def fail(*args, **kwargs):
+        raise ZendeskError('the cause, for the log', reauthorize=reauthorize, title='What happened', retry_after=5)
+
+    monkeypatch.setattr(backend_code.oauth, 'api_request', fail)
+    page = alice.get('/profile')
+    assert (page.status_code, page.headers['Retry-After']) == (502, '5')
+    assert '<h1>What happened</h1>' in page.text
+    assert f'class="button" href="{link}"' in page.text
+    assert 'the cause' not in page.text
+    assert log[-1] == 'What happened: the cause, for the log\n'
+
+
+# --- Practice mode --- #
+
+
+def test_only_practice_mode_has_a_banner_and_a_panel(app, browser):
+    for path in ('/', '/grant_access', '/nope'):
+        page = browser.get(path)
+        assert 'Practice mode' not in page.text
+        assert 'What just happened' not in page.text
+    practice = Flask('practice', template_folder=app.root_path + '/templates')
+    web.init_app(practice, dataclasses.replace(current_settings(), practice_mode=True))
+    page = practice.test_client().get('/nope').text
+    assert 'Practice mode' in page
+    assert 'What just happened' in page
+
+
+# --- Start-up --- #
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '::1'])
+def test_a_port_that_is_taken_ends_the_process(log, host):
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            web.stop_if_port_is_taken(port)
+    assert ended.value.code == 1
+    [line] = log
+    assert f'Port {port} is taken' in line
+
+
+def test_a_free_port_is_fine_and_stays_free(log):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+    web.stop_if_port_is_taken(port)
+    web.stop_if_port_is_taken(port)
+    assert log == []

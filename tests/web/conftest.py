@@ -1,0 +1,29 @@
+"""The app behind https."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from flask import Flask, session
+from helpers import PROJECT, Browser
+
+import app as app_module
+import web
+
+
+@pytest.fixture
+def https_app(app) -> Flask:
+    """A small app with an https redirect URI, and the two pages that set cookies."""
+    settings = dataclasses.replace(app_module.settings, redirect_uri='https://app.example.com/zendesk/oauth/callback')
+    https_app = Flask('https_app', template_folder=PROJECT / 'templates')
+    https_app.secret_key = settings.secret_key
+    https_app.test_client_class = Browser
+    web.init_app(https_app, settings)
+
+    @https_app.get('/')
+    def index():
+        session['user_id'] = 'alice'
+        return ''
+
+    return https_app
