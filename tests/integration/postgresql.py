@@ -97,3 +97,11 @@ class Postgresql:
         if self.process.poll() is None:
             self.stop()
         shutil.rmtree(self.folder)
+
+
+def close_connections(url: str) -> None:
+    """Close what this process has opened to the database: Python warns of connections that are left open."""
+    from zendesk_oauth import postgresql_store
+
+    for connections in (1, postgresql_store.MAX_CONNECTIONS):
+        postgresql_store._engine(url, os.getpid(), connections).dispose()

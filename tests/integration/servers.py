@@ -101,31 +101,31 @@ class Processes:
                 record[name] = record[name].replace(digit, str((int(digit) + 1) % 10), 1)
         (self.folder / 'users.json').write_text(json.dumps(users, indent=2))
 
-    def script(self, *steps: dict) -> None:
-        """Tell the practice Zendesk how to answer the next calls (see simulator_script.py)."""
-        answer = requests.post(f'{self.zendesk}/practice/script', json=steps, timeout=60)
-        assert answer.status_code == 204, answer.text
+    def set_faults(self, *faults: dict) -> None:
+        """Set how the practice Zendesk fails at the next requests (see practice_zendesk/faults.py)."""
+        response = requests.post(f'{self.zendesk}/practice/faults', json=faults, timeout=60)
+        assert response.status_code == 204, response.text
 
-    def wait_for_the_script_to_end(self) -> None:
-        wait_until(lambda: requests.get(f'{self.zendesk}/practice/script', timeout=60).json() == [])
+    def wait_until_faults_are_used(self) -> None:
+        wait_until(lambda: requests.get(f'{self.zendesk}/practice/faults', timeout=60).json() == [])
 
     def expire_access_tokens(self) -> None:
         """Let all access tokens that the practice Zendesk has issued expire now."""
-        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.server.db', timeout=60)) as db, db:
+        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db, db:
             db.execute('UPDATE tokens SET access_expires_at = 0')
 
-    def living_tokens(self) -> int:
-        """How many refresh tokens are alive at the practice Zendesk."""
-        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.server.db', timeout=60)) as db:
+    def valid_grants(self) -> int:
+        """Return how many refresh tokens are valid at the practice Zendesk."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db:
             return db.execute('SELECT count(*) FROM tokens').fetchone()[0]
 
-    def journal(self, call: str) -> list[dict]:
-        """What the practice Zendesk has noted of the calls of this kind that it has answered, or would have."""
-        calls = requests.get(f'{self.zendesk}/practice/journal', timeout=60).json()
-        return [noted for noted in calls if noted['call'] == call and noted['ended']]
+    def request_log(self, call: str) -> list[dict]:
+        """Return the completed requests of this kind from the practice Zendesk's log, also if a response was lost."""
+        entries = requests.get(f'{self.zendesk}/practice/request_log', timeout=60).json()
+        return [entry for entry in entries if entry['call'] == call and entry['ended']]
 
     def refreshes(self) -> int:
-        return len(self.journal('refresh'))
+        return len(self.request_log('refresh'))
 
 
 class Visitor:
@@ -166,11 +166,6 @@ class Visitor:
         self.click('Grant access')
         self.answer('allow')
         self.click('Get my profile')
-
-    @property
-    def form(self) -> dict[str, str]:
-        """What the page's form sends along unseen."""
-        return dict(re.findall('type="hidden" name="([^"]+)" value="([^"]+)"', self.text))
 
     @property
     def status(self) -> int:
@@ -216,7 +211,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def side_by_side(calls: list[dict]) -> bool:
-    """Tell whether these calls of the journal were under way together: one by one, they take as long as all of them."""
+    """Return True if these requests overlapped. One after the other, they take the sum of their durations."""
     all_together = sum(call['ended'] - call['began'] for call in calls)
     from_first_to_last = max(call['ended'] for call in calls) - min(call['began'] for call in calls)
     return from_first_to_last < all_together / 2

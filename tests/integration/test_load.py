@@ -28,9 +28,9 @@ def in_the_background(visit) -> threading.Thread:
 def visit_under_way(processes: Processes, visitor: Visitor, home: str, **step) -> threading.Thread:
     """Let the visitor ask for the profile with an expired token, and go on once Zendesk has got the step's call."""
     processes.expire_access_tokens()
-    processes.script(step)
+    processes.set_faults(step)
     visit = in_the_background(lambda: visitor.visit(f'{home}profile'))
-    processes.wait_for_the_script_to_end()
+    processes.wait_until_faults_are_used()
     return visit
 
 
@@ -58,7 +58,6 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.gunicorn
 def test_sixty_visits_on_one_expired_token_make_one_refresh_five_times_in_a_row(processes, gunicorn_home, figure):
     visitor = Visitor(gunicorn_home)
     visitor.grant()
@@ -75,7 +74,7 @@ def test_sixty_visits_on_one_expired_token_make_one_refresh_five_times_in_a_row(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('server', ['home', pytest.param('gunicorn_home', marks=pytest.mark.gunicorn)])
+@pytest.mark.parametrize('server', ['home', 'gunicorn_home'])
 def test_hundreds_of_visits_at_once_make_one_refresh_for_each_user(processes, server, figure, request):
     home = request.getfixturevalue(server)
     visitors = [Visitor(home) for _ in range(30)]
@@ -95,31 +94,29 @@ def test_hundreds_of_visits_at_once_make_one_refresh_for_each_user(processes, se
 
 
 @pytest.mark.slow
-@pytest.mark.gunicorn
 def test_nobody_waits_for_somebody_elses_refresh(processes, gunicorn_home, figure):
     visitors = [Visitor(gunicorn_home) for _ in range(12)]
     for visitor in visitors:
         visitor.grant()
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 0.5, 'times': 12})
+    processes.set_faults({'call': 'refresh', 'delay': 0.5, 'times': 12})
     before = time.monotonic()
     pages = profiles(gunicorn_home, visitors, 1)
     seconds = time.monotonic() - before
     assert [page.status_code for page in pages] == [200] * 12
-    refreshes = processes.journal('refresh')
+    refreshes = processes.request_log('refresh')
     assert len(refreshes) == 12
     figure(f'12 users expiring together, each refresh taking 0.5 s: all done after {seconds:.2f} s')
     assert side_by_side(refreshes)
 
 
-@pytest.mark.gunicorn
 def test_more_slow_visits_than_processes_hold_up_nobody_else(processes, gunicorn_home):
     visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant()
     other.grant()
-    processes.script({'call': 'profile', 'delay': 3, 'times': 12})
+    processes.set_faults({'call': 'profile', 'delay': 3, 'times': 12})
     slow = [in_the_background(lambda: profiles(gunicorn_home, [visitor], 1)) for _ in range(12)]
-    processes.wait_for_the_script_to_end()
+    processes.wait_until_faults_are_used()
     other.visit(f'{gunicorn_home}profile')
     assert other.greeting == f'👋 Hi, {AGENT}!'
     assert all(visit.is_alive() for visit in slow)
@@ -127,7 +124,6 @@ def test_more_slow_visits_than_processes_hold_up_nobody_else(processes, gunicorn
         visit.join()
 
 
-@pytest.mark.gunicorn
 def test_a_401_because_a_sibling_has_just_refreshed_uses_the_siblings_pair(processes, gunicorn_home):
     visitor, sibling = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant()
@@ -140,7 +136,6 @@ def test_a_401_because_a_sibling_has_just_refreshed_uses_the_siblings_pair(proce
     assert processes.refreshes() == 1
 
 
-@pytest.mark.gunicorn
 def test_after_invalid_grant_a_pair_that_is_newer_by_then_is_used(processes, gunicorn_home):
     visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant(AGENT)
@@ -157,7 +152,6 @@ def test_after_invalid_grant_a_pair_that_is_newer_by_then_is_used(processes, gun
     assert processes.users == users
 
 
-@pytest.mark.gunicorn
 def test_a_refresh_that_ends_after_a_new_grant_does_not_bring_the_old_one_back(processes, gunicorn_home):
     visitor, tab = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant(AGENT)
@@ -174,27 +168,31 @@ def test_a_refresh_that_ends_after_a_new_grant_does_not_bring_the_old_one_back(p
     assert tab.greeting == f'👋 Hi, {ADMIN}!'
 
 
-@pytest.mark.gunicorn
 @pytest.mark.parametrize(
-    ('step', 'afterwards'),
+    'afterwards',
     [
-        pytest.param({'status': 500, 'delay': 60}, 'profile', id='before Zendesk has refreshed'),
-        pytest.param({'cut': 0, 'hold': 60}, 'grant_access', id='after Zendesk has refreshed'),
+        pytest.param('profile', id='before Zendesk has refreshed'),
+        pytest.param('grant_access', id='after Zendesk has refreshed'),
     ],
 )
-def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(processes, gunicorn_home, figure, step, afterwards):
+def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(
+    processes, faulty_proxy, gunicorn_home, figure, afterwards
+):
     visitor, next_one = Visitor(gunicorn_home), Visitor(gunicorn_home)
     visitor.grant()
     next_one.http.cookies = visitor.http.cookies.copy()
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', **step})
+    if afterwards == 'profile':
+        processes.set_faults({'call': 'refresh', 'status': 500, 'delay': 60})
+    else:
+        faulty_proxy.damage_next('refresh', cut=0, hold=60)
 
     def visit() -> None:
         with contextlib.suppress(requests.ConnectionError):
             visitor.visit(f'{gunicorn_home}profile')
 
     visiting = in_the_background(visit)
-    processes.wait_for_the_script_to_end()
+    processes.wait_until_faults_are_used()
     wait_until(lambda: afterwards == 'profile' or processes.refreshes() == 1)
     kill(workers(processes))
     visiting.join()
@@ -203,7 +201,6 @@ def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(processes, gun
     next_one.visit(f'{gunicorn_home}profile')
     figure(f'the first visit after all processes were killed in a refresh: {time.monotonic() - before:.2f} s')
     assert (next_one.status, next_one.address) == (200, gunicorn_home + afterwards)
-    assert not list(processes.folder.glob('users.json.?*.lock'))
     next_one.visit(gunicorn_home)
     if afterwards == 'grant_access':
         next_one.grant()
@@ -215,7 +212,6 @@ def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(processes, gun
 
 
 @pytest.mark.slow
-@pytest.mark.gunicorn
 def test_eighty_grants_at_once_are_eighty_records(processes, gunicorn_home, figure):
     visitors = [Visitor(gunicorn_home) for _ in range(80)]
     together = threading.Barrier(80)
@@ -234,7 +230,6 @@ def test_eighty_grants_at_once_are_eighty_records(processes, gunicorn_home, figu
 
 
 @pytest.mark.slow
-@pytest.mark.gunicorn
 def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunicorn_home, figure):
     """With 5,000 records a write takes long enough to be met; a kill that comes too late for that does not count."""
     file = processes.folder / 'users.json'
@@ -279,18 +274,17 @@ def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunico
         visitor.visit(f'{gunicorn_home}profile')
         kept += visitor.address == f'{gunicorn_home}profile' and visitor.greeting == f'👋 Hi, {AGENT}!'
     fillers = sum(user_id.startswith('filler') for user_id in processes.users)
-    left = sorted(path.name for path in processes.folder.glob('users.json*') if path.is_file())
+    left = sorted(path.name for path in processes.folder.glob('users.json*'))
     figure(
         f'{kills} kills of all 4 processes, {interrupted} in the middle of a write: {broken} broken files, '
         f'{len(granted) - kept} of {len(granted)} users who granted meanwhile lost, {5000 - fillers} of 5,000 others '
         f'lost, files left {left}'
     )
     assert (broken, kept, fillers) == (0, len(granted), 5000)
-    assert left == ['users.json', 'users.json.lock']
+    assert left == ['users.json', 'users.json.d']
 
 
 @pytest.mark.slow
-@pytest.mark.gunicorn
 def test_ten_thousand_visitors_without_a_grant_leave_nothing_behind(processes, gunicorn_home, figure):
     Visitor(gunicorn_home).grant()
     before = processes.users
@@ -308,15 +302,15 @@ def test_ten_thousand_visitors_without_a_grant_leave_nothing_behind(processes, g
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(visit, [1250] * 8)) == 30_000
-    left = sorted(path.name for path in processes.folder.glob('users.json*') if path.is_file())
+    left = sorted(path.name for path in processes.folder.glob('users.json*'))
     figure(f'10,000 visitors who start and never come back: {len(processes.users)} record as before, files {left}')
     assert processes.users == before
-    assert left == ['users.json', 'users.json.lock']
+    assert left == ['users.json', 'users.json.d']
 
 
 @pytest.mark.slow
 def test_a_profile_with_ten_thousand_stored_users(processes, home, figure):
-    """Nothing to judge here: whether the file is parsed again is a test of users_db."""
+    """Nothing to judge here: whether the file is parsed again is tested in tests/zendesk_oauth/test_stores.py."""
     visitor = Visitor(home)
     visitor.grant()
     medians = []

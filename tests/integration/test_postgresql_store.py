@@ -1,4 +1,4 @@
-"""PostgreSQL: what it does beyond what every store does, and what two machines do that share one."""
+"""PostgresqlStore: tables, connections and leases, and two machines that share a database."""
 
 from __future__ import annotations
 
@@ -14,31 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import NEW, PAIR, close_connections
+from helpers import LATER, NEW, OLD
 from postgresql import PASSWORD
 from servers import AGENT, Processes, Visitor, environment, free_port, port_of, profiles, side_by_side, wait_until
 
-from zendesk_oauth.token_store import StoreBusy, StoreError
-
-pytestmark = pytest.mark.postgresql
+from zendesk_oauth.errors import LockTimeout, StoreError
 
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'zendesk_oauth'"
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
-
-
-@pytest.fixture
-def open_db(postgresql):
-    """A function that opens the database at an address; its connections are closed in the end."""
-    from zendesk_oauth import postgresql_store as postgresql_db
-
-    with contextlib.ExitStack() as stack:
-
-        def open_db(url: str) -> postgresql_db.PostgresqlDb:
-            db = postgresql_db.PostgresqlDb(url)
-            stack.callback(close_connections, url)
-            return db
-
-        yield open_db
 
 
 @pytest.fixture
@@ -48,31 +31,31 @@ def db(open_db, postgresql):
 
 @pytest.fixture
 def brief(monkeypatch):
-    """A lock that is soon free after its holder's last sign of life."""
+    """Shorten the lease of the refresh lock and the time to wait for it."""
     for name, seconds in {'LEASE': 0.6, 'SIGN_OF_LIFE': 0.1, 'REFRESH_TIMEOUT': 0.2}.items():
-        monkeypatch.setattr(f'postgresql_db.{name}', seconds)
+        monkeypatch.setattr(f'zendesk_oauth.postgresql_store.{name}', seconds)
 
 
 # --- The tables --- #
 
 
-def test_the_tables_are_made_on_first_use(db, postgresql):
-    db.save('alice', PAIR)
+def test_the_first_use_creates_the_tables(db, postgresql):
+    db.save('alice', OLD)
     assert [table for [table] in postgresql.sql(TABLES)] == ['zendesk_refreshes', 'zendesk_tokens', 'zendesk_used_keys']
 
 
-def test_many_who_miss_the_tables_at_once_make_them_once(db, postgresql):
+def test_simultaneous_first_uses_create_the_tables_once(db, postgresql):
     users = [f'user-{number}' for number in range(5)]
     for _ in range(20):
         postgresql.sql('DROP TABLE IF EXISTS zendesk_tokens, zendesk_refreshes, zendesk_used_keys')
         with ThreadPoolExecutor(len(users)) as pool:
-            list(pool.map(lambda user: db.save(user, PAIR), users))
+            list(pool.map(lambda user: db.save(user, OLD), users))
         assert postgresql.sql('SELECT count(*) FROM zendesk_tokens') == [(len(users),)]
 
 
 @pytest.fixture
 def clerk(postgresql) -> str:
-    """The address of the database for a user who may write to tables, and make none."""
+    """The URL of a database user who may write to tables and create none."""
     postgresql.sql(
         'DROP ROLE IF EXISTS clerk',
         f"CREATE ROLE clerk LOGIN PASSWORD '{PASSWORD}'",
@@ -84,18 +67,18 @@ def clerk(postgresql) -> str:
     postgresql.sql(TERMINATE, 'DROP OWNED BY clerk', 'DROP ROLE clerk')
 
 
-def test_a_user_who_may_make_no_tables_is_told_so_and_can_use_those_that_are_there(open_db, db, clerk):
+def test_a_database_user_without_create_can_use_existing_tables(open_db, db, clerk):
     with pytest.raises(StoreError, match='Allow the user in DATABASE_URL to create tables'):
         open_db(clerk).find('alice')
-    db.save('alice', PAIR)
-    assert open_db(clerk).find('alice') == PAIR
+    db.save('alice', OLD)
+    assert open_db(clerk).find('alice') == OLD
 
 
-def test_a_rehearsal_fails_where_the_table_can_not_be_written(open_db, db, clerk, postgresql):
-    db.save('alice', PAIR)
+def test_check_writable_fails_if_the_table_is_not_writable(open_db, db, clerk, postgresql):
+    db.save('alice', OLD)
     postgresql.sql('REVOKE UPDATE ON zendesk_tokens FROM clerk')
     with pytest.raises(StoreError, match='permission denied'):
-        open_db(clerk).rehearse()
+        open_db(clerk).check_writable()
 
 
 @pytest.mark.parametrize(
@@ -105,46 +88,54 @@ def test_a_rehearsal_fails_where_the_table_can_not_be_written(open_db, db, clerk
         lambda url: url + '?connect_timeout=1&application_name=mine',
     ],
 )
-def test_an_address_in_another_form_leads_to_the_same_tokens(open_db, db, postgresql, change):
-    db.save('alice', PAIR)
-    assert open_db(change(postgresql.url)).find('alice') == PAIR
+def test_other_forms_of_the_url_lead_to_the_same_tokens(open_db, db, postgresql, change):
+    db.save('alice', OLD)
+    assert open_db(change(postgresql.url)).find('alice') == OLD
+
+
+def test_a_key_can_be_consumed_again_after_its_lifetime(db, postgresql):
+    assert db.consume_once('key', LATER)
+    postgresql.sql("UPDATE zendesk_used_keys SET used_at = used_at - interval '59 minutes'")
+    assert not db.consume_once('key', LATER)
+    postgresql.sql("UPDATE zendesk_used_keys SET used_at = used_at - interval '2 minutes'")
+    assert db.consume_once('key', LATER)
 
 
 # --- Connections --- #
 
 
 def uses(db) -> dict:
-    """What can be done with the store, and what comes of it."""
+    """Return each method of the store, called in a sensible order, with what it returns."""
 
     def refresh() -> str:
-        with db.refreshing('alice'):
+        with db.refresh_lock('alice'):
             return 'held'
 
     return {
-        'save': (lambda: db.save('alice', PAIR), None),
-        'find': (lambda: db.find('alice'), PAIR),
-        'rehearse': (db.rehearse, None),
-        'refreshing': (refresh, 'held'),
-        'replace': (lambda: db.replace('alice', PAIR['refresh_token'], NEW), NEW),
-        'first_use': (lambda: db.first_use('key', 600), True),
+        'save': (lambda: db.save('alice', OLD), None),
+        'find': (lambda: db.find('alice'), OLD),
+        'check_writable': (db.check_writable, None),
+        'refresh_lock': (refresh, 'held'),
+        'replace': (lambda: db.replace('alice', OLD['refresh_token'], NEW), NEW),
+        'consume_once': (lambda: db.consume_once('key', LATER), True),
         'remove': (lambda: db.remove('alice'), NEW),
     }
 
 
-def test_connections_that_were_terminated_are_no_error(db, postgresql):
+def test_terminated_connections_are_no_error(db, postgresql):
     for use, outcome in uses(db).values():
         db.find('bob')
         postgresql.sql(TERMINATE)
         assert use() == outcome
 
 
-def test_a_connection_that_breaks_when_all_is_done_is_no_error(db, postgresql, monkeypatch):
-    """Nobody can tell whether the statement has arrived: so it is sent again, and must do no harm."""
+def test_a_connection_that_breaks_after_the_statement_is_no_error(db, postgresql, monkeypatch):
+    """The store cannot know whether the statement arrived: it sends it again, which must do no harm."""
     db.find('bob')
     once_more = []
-    real_do = type(db)._do
+    real_execute = type(db)._execute
 
-    def do(self, work, **kwargs):
+    def execute(self, work, **kwargs):
         def work_and_break(connection):
             outcome = work(connection)
             if connection.engine is not None and not once_more:
@@ -153,33 +144,33 @@ def test_a_connection_that_breaks_when_all_is_done_is_no_error(db, postgresql, m
                 connection.exec_driver_sql('SELECT 1')
             return outcome
 
-        return real_do(self, work_and_break, **kwargs)
+        return real_execute(self, work_and_break, **kwargs)
 
-    monkeypatch.setattr(type(db), '_do', do)
+    monkeypatch.setattr(type(db), '_execute', execute)
     for name, (use, outcome) in uses(db).items():
         once_more.clear()
-        assert use() == (False if name == 'first_use' else outcome)  # better a visitor who starts again
+        assert use() == (False if name == 'consume_once' else outcome)  # the user has to start again
         assert once_more
 
 
-def test_while_the_database_is_away_it_is_an_error_and_afterwards_none(db, postgresql):
-    db.save('alice', PAIR)
+def test_methods_raise_while_the_database_is_down_only(db, postgresql):
+    db.save('alice', OLD)
     postgresql.stop()
     before = time.monotonic()
     with pytest.raises(StoreError, match='Check that PostgreSQL runs'):
         db.find('alice')
-    with pytest.raises(StoreError), db.refreshing('alice'):
+    with pytest.raises(StoreError), db.refresh_lock('alice'):
         pass
     assert time.monotonic() - before < 10
     postgresql.start()
-    assert db.find('alice') == PAIR
+    assert db.find('alice') == OLD
 
 
 @pytest.mark.parametrize(
     'store', [lambda db: db.save('alice', NEW), lambda db: db.replace('alice', 'old-refresh', NEW)]
 )
-def test_a_pair_that_zendesk_has_just_issued_waits_for_the_database(db, postgresql, store):
-    db.save('alice', PAIR)
+def test_new_tokens_wait_for_the_database(db, postgresql, store):
+    db.save('alice', OLD)
     postgresql.stop()
     with ThreadPoolExecutor(1) as pool:
         storing = pool.submit(store, db)
@@ -190,34 +181,34 @@ def test_a_pair_that_zendesk_has_just_issued_waits_for_the_database(db, postgres
     assert db.find('alice') == NEW
 
 
-def test_a_pair_does_not_wait_for_ever(db, postgresql, monkeypatch):
+def test_new_tokens_do_not_wait_forever(db, postgresql, monkeypatch):
     monkeypatch.setattr('zendesk_oauth.postgresql_store.WRITE_TIMEOUT', 0.3)
     postgresql.stop()
     with pytest.raises(StoreError):
-        db.save('alice', PAIR)
+        db.save('alice', OLD)
 
 
 def test_each_connection_has_its_limits(db):
-    """A database machine that vanishes says nothing: else its absence would be noticed after hours."""
+    """Without them, it takes hours to notice that the machine of the database has vanished."""
 
     def look(connection):
         parameters = connection.connection.driver_connection.info.get_parameters()
         return parameters, connection.exec_driver_sql('SHOW statement_timeout').scalar()
 
-    parameters, statement_timeout = db._do(look)
+    parameters, statement_timeout = db._execute(look)
     assert statement_timeout == '5s'
     expected = {'keepalives_idle': '3', 'keepalives_interval': '1', 'keepalives_count': '3', 'tcp_user_timeout': '5000'}
     assert expected.items() <= parameters.items()
 
 
 @pytest.mark.parametrize('host', ['a..b', 'x' * 64 + '.example', 'no-such-host.invalid'])
-def test_a_host_that_is_none_is_an_error_with_a_remedy(open_db, host):
+def test_an_invalid_host_raises_with_a_remedy(open_db, host):
     with pytest.raises(StoreError, match='Check that PostgreSQL runs'):
         open_db(f'postgresql://app:{PASSWORD}@{host}/app').find('alice')
 
 
-def test_a_statement_that_takes_too_long_is_an_error(open_db, db, postgresql):
-    db.save('alice', PAIR)
+def test_a_statement_that_takes_too_long_raises(open_db, db, postgresql):
+    db.save('alice', OLD)
     hasty = open_db(postgresql.url + '?options=-c%20statement_timeout%3D100')
     with ThreadPoolExecutor(1) as pool:
         locking = pool.submit(postgresql.sql, 'BEGIN', 'LOCK zendesk_tokens', 'SELECT pg_sleep(4)', 'COMMIT')
@@ -229,18 +220,18 @@ def test_a_statement_that_takes_too_long_is_an_error(open_db, db, postgresql):
 
 @contextlib.contextmanager
 def all_connections_taken(db, monkeypatch):
-    """Let others have all the connections of this process."""
-    from zendesk_oauth import postgresql_store as postgresql_db
+    """Take all the connections of this process."""
+    from zendesk_oauth import postgresql_store
 
-    engine = postgresql_db._engine(db._url, os.getpid(), postgresql_db.MAX_CONNECTIONS)
+    engine = postgresql_store._engine(db._url, os.getpid(), postgresql_store.MAX_CONNECTIONS)
     monkeypatch.setattr(engine.pool, '_timeout', 0.1)
     with contextlib.ExitStack() as stack:
-        for _ in range(postgresql_db.MAX_CONNECTIONS):
+        for _ in range(postgresql_store.MAX_CONNECTIONS):
             stack.enter_context(engine.connect())
         yield
 
 
-def test_where_all_connections_are_taken_there_is_an_error_after_a_while(db, monkeypatch):
+def test_a_method_raises_if_all_connections_stay_taken(db, monkeypatch):
     with all_connections_taken(db, monkeypatch), pytest.raises(StoreError, match='QueuePool'):
         db.find('alice')
 
@@ -252,18 +243,19 @@ def test_no_token_is_in_an_error(db, log):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
-def test_after_a_fork_each_process_has_connections_of_its_own(db, postgresql):
-    db.save('alice', PAIR)
+def test_each_forked_process_has_its_own_connections(db, postgresql):
+    db.save('alice', OLD)
     program = f"""if True:
-        import os, sys, postgresql_db
+        import os
+        from zendesk_oauth.postgresql_store import PostgresqlStore
         def find():
-            return postgresql_db.PostgresqlDb({postgresql.url!r}).find('alice')
+            return PostgresqlStore({postgresql.url!r}).find('alice')
         find()
         child = os.fork()
         found = [find() for _ in range(300)]
         if child:
-            raise SystemExit(found != [{PAIR}] * 300 or os.waitpid(child, 0)[1])
-        os._exit(found != [{PAIR}] * 300)
+            raise SystemExit(found != [{OLD}] * 300 or os.waitpid(child, 0)[1])
+        os._exit(found != [{OLD}] * 300)
     """
     subprocess.run([sys.executable, '-c', program], env=environment(), check=True, timeout=60)
 
@@ -271,78 +263,80 @@ def test_after_a_fork_each_process_has_connections_of_its_own(db, postgresql):
 # --- The lock --- #
 
 
-def test_a_holder_who_lives_keeps_the_lock_and_a_dead_one_loses_it(db, brief):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_the_lease_ends_only_if_it_is_not_renewed(db, brief):
+    from zendesk_oauth import postgresql_store
 
-    with db.refreshing('alice'):
-        time.sleep(2 * postgresql_db.LEASE)
-        with pytest.raises(StoreBusy), db.refreshing('alice'):
+    with db.refresh_lock('alice'):
+        time.sleep(2 * postgresql_store.LEASE)
+        with pytest.raises(LockTimeout), db.refresh_lock('alice'):
             pass
-    assert db._hold('alice', 'somebody who dies')
-    with pytest.raises(StoreBusy), db.refreshing('alice'):
+    assert db._try_lock('alice', 'a process that is killed')
+    with pytest.raises(LockTimeout), db.refresh_lock('alice'):
         pass
-    time.sleep(postgresql_db.LEASE)
-    with db.refreshing('alice'):
+    time.sleep(postgresql_store.LEASE)
+    with db.refresh_lock('alice'):
         pass
 
 
-def test_a_holder_whose_connections_are_terminated_keeps_the_lock(db, brief, postgresql):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_a_holder_keeps_the_lock_if_its_connections_are_terminated(db, brief, postgresql):
+    from zendesk_oauth import postgresql_store
 
-    with db.refreshing('alice'):
-        until = time.monotonic() + 2 * postgresql_db.LEASE
+    with db.refresh_lock('alice'):
+        until = time.monotonic() + 2 * postgresql_store.LEASE
         while time.monotonic() < until:
             postgresql.sql(TERMINATE)
-            with pytest.raises(StoreBusy), db.refreshing('alice'):
+            with pytest.raises(LockTimeout), db.refresh_lock('alice'):
                 pass
 
 
-def test_a_holder_who_could_not_hear_that_it_is_one_can_ask_again(db):
-    assert db._hold('alice', 'a holder') is True
-    assert db._hold('alice', 'a holder') is False
-    assert db._hold('alice', 'another one') is None
+def test_a_holder_can_take_its_lock_again(db):
+    assert db._try_lock('alice', 'a holder') is True
+    assert db._try_lock('alice', 'a holder') is False
+    assert db._try_lock('alice', 'another one') is None
 
 
-def test_a_holder_keeps_the_lock_while_others_have_all_the_connections(db, brief, monkeypatch, postgresql):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_a_holder_keeps_the_lock_while_all_connections_are_taken(db, brief, monkeypatch, postgresql):
+    from zendesk_oauth import postgresql_store
 
-    with db.refreshing('alice'), all_connections_taken(db, monkeypatch):
-        time.sleep(2 * postgresql_db.LEASE)
+    with db.refresh_lock('alice'), all_connections_taken(db, monkeypatch):
+        time.sleep(2 * postgresql_store.LEASE)
         assert postgresql.sql('SELECT held_until > now() FROM zendesk_refreshes') == [(True,)]
 
 
-def test_who_takes_over_from_one_who_seemed_dead_lets_it_store_what_it_got(db, brief):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_a_new_holder_waits_for_the_previous_one_to_store(db, brief):
+    from zendesk_oauth import postgresql_store
 
-    db.save('alice', PAIR)
-    assert db._hold('alice', 'cut off')
-    time.sleep(postgresql_db.LEASE)
+    db.save('alice', OLD)
+    assert db._try_lock('alice', 'cut off')
+    time.sleep(postgresql_store.LEASE)
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(lambda: (time.sleep(0.2), db.replace('alice', PAIR['refresh_token'], NEW)))
-        with db.refreshing('alice'):
+        late = pool.submit(lambda: (time.sleep(0.2), db.replace('alice', OLD['refresh_token'], NEW)))
+        with db.refresh_lock('alice'):
             assert db.find('alice') == NEW
         late.result()
 
 
-def test_who_has_lost_the_lock_does_not_take_it_from_the_next_one(db, brief):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_a_holder_without_lease_does_not_take_the_lock_back(db, brief):
+    from zendesk_oauth import postgresql_store
 
-    with db.refreshing('alice'):
-        db._do(lambda connection: connection.execute(postgresql_db.LOCKS.update().values(holder='the next one')))
-        time.sleep(3 * postgresql_db.SIGN_OF_LIFE)
-    assert not db._hold('alice', 'a third one')
+    with db.refresh_lock('alice'):
+        db._execute(
+            lambda connection: connection.execute(postgresql_store.LOCKS.update().values(holder='the next one'))
+        )
+        time.sleep(3 * postgresql_store.SIGN_OF_LIFE)
+    assert not db._try_lock('alice', 'a third one')
 
 
-def test_a_lock_leaves_no_thread_and_no_row_behind(db, brief, postgresql):
+def test_a_released_lock_leaves_no_thread_and_no_row(db, brief, postgresql):
     threads = threading.active_count()
-    with db.refreshing('alice'):
+    with db.refresh_lock('alice'):
         assert threading.active_count() == threads + 1
     assert postgresql.sql('SELECT * FROM zendesk_refreshes') == []
     wait_until(lambda: threading.active_count() == threads)
 
 
-def test_a_lock_that_can_not_be_given_back_is_no_error(db, brief, postgresql):
-    with db.refreshing('alice'):
+def test_a_lock_that_cannot_be_released_is_no_error(db, brief, postgresql):
+    with db.refresh_lock('alice'):
         postgresql.stop()
 
 
@@ -350,7 +344,7 @@ def test_a_lock_that_can_not_be_given_back_is_no_error(db, brief, postgresql):
 
 
 class Machines:
-    """Two gunicorns in two folders, on two ports, that share a database and nothing else."""
+    """Two gunicorns in two folders, on two ports, that share only a database."""
 
     def __init__(self, first: Processes, second: Processes, variables: dict[str, str]) -> None:
         self.first, self.second = first, second
@@ -360,7 +354,7 @@ class Machines:
             machine.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{port}', 'app:app', port=port, **variables)
 
     def profiles(self, visitors: list[Visitor], times: int) -> list[requests.Response]:
-        """Let each visitor ask for the profile so many times, at each machine as often, all at once."""
+        """Request the profile of each visitor so many times at once, half of them at each machine."""
         with ThreadPoolExecutor(len(self.homes)) as pool:
             at_each = pool.map(lambda home: profiles(home, visitors, times // len(self.homes)), self.homes)
             return [page for pages in at_each for page in pages]
@@ -380,23 +374,23 @@ def machines(processes, variables, postgresql, tmp_path):
     second.stop_all()
 
 
-def test_two_machines_serve_the_same_visitor(processes, machines, postgresql):
+def test_two_machines_serve_the_same_user(processes, machines, postgresql):
     visitor = Visitor(machines.homes[0])
     visitor.grant()
     for home in machines.homes * 4:
         visitor.visit(f'{home}profile')
         assert visitor.greeting == f'👋 Hi, {AGENT}!'
-    assert 'Writing the tokens to zendesk_tokens' in machines.output
+    assert 'Storing the access and refresh tokens in zendesk_tokens' in machines.output
     assert not list(processes.folder.rglob('users.json*'))
     [(record,)] = postgresql.sql('SELECT record FROM zendesk_tokens')
-    visitor.page = visitor.http.post(f'{machines.homes[1]}disconnect', visitor.form, timeout=60)
-    assert 'Zendesk has revoked them' in visitor.text
+    visitor.page = visitor.http.post(f'{machines.homes[1]}disconnect', timeout=60)
+    assert 'deleted here and revoked at Zendesk' in visitor.text
     assert postgresql.sql('SELECT * FROM zendesk_tokens') == []
     for secret in (record['access_token'], record['refresh_token'], PASSWORD):
         assert secret not in machines.output
 
 
-def test_an_answer_that_comes_to_both_machines_at_once_works_once(processes, machines):
+def test_one_of_ten_simultaneous_callbacks_at_two_machines_wins(processes, machines):
     visitor = Visitor(machines.homes[0])
     visitor.visit(f'{machines.homes[0]}zendesk/auth')
     callback = visitor.submit('allow', allow_redirects=False).headers['Location']
@@ -407,10 +401,10 @@ def test_an_answer_that_comes_to_both_machines_at_once_works_once(processes, mac
             pool.map(lambda it: requests.get(it, cookies=cookies, allow_redirects=False, timeout=60), addresses)
         )
     assert sorted(page.status_code for page in pages) == [302] + [400] * 9
-    assert len(processes.journal('exchange')) == 1
+    assert len(processes.request_log('exchange')) == 1
 
 
-def test_sixty_visits_at_two_machines_on_one_expired_token_make_one_refresh(processes, machines, figure):
+def test_sixty_requests_at_two_machines_make_one_refresh(processes, machines, figure):
     visitor = Visitor(machines.homes[0])
     visitor.grant()
     counted = []
@@ -421,33 +415,31 @@ def test_sixty_visits_at_two_machines_on_one_expired_token_make_one_refresh(proc
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 visits at once at two machines on one expired token, 5 times: refresh requests {counted}')
+    figure(f'60 simultaneous requests at two machines with an expired token, 5 times: refresh requests {counted}')
     assert counted == [1] * 5
 
 
-def test_nobody_waits_for_somebody_elses_refresh(processes, machines):
+def test_refreshes_of_different_users_run_at_the_same_time(processes, machines):
     visitors = [Visitor(machines.homes[0]) for _ in range(12)]
     for visitor in visitors:
         visitor.grant()
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 0.5, 'times': 12})
+    processes.set_faults({'call': 'refresh', 'delay': 0.5, 'times': 12})
     pages = machines.profiles(visitors, 2)
     assert [page.status_code for page in pages] == [200] * 24
-    refreshes = processes.journal('refresh')
+    refreshes = processes.request_log('refresh')
     assert len(refreshes) == 12
     assert side_by_side(refreshes)
 
 
-def test_a_machine_killed_in_the_middle_of_a_refresh_stops_nobody_for_longer_than_the_lock_is_good(
-    processes, machines, figure
-):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_a_lock_is_free_soon_after_its_machine_is_killed(processes, machines, figure):
+    from zendesk_oauth import postgresql_store
 
     visitor, next_one = Visitor(machines.homes[0]), Visitor(machines.homes[0])
     visitor.grant()
     next_one.http.cookies = visitor.http.cookies.copy()
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'status': 500, 'delay': 60})
+    processes.set_faults({'call': 'refresh', 'status': 500, 'delay': 60})
 
     def visit() -> None:
         with contextlib.suppress(requests.ConnectionError):
@@ -455,7 +447,7 @@ def test_a_machine_killed_in_the_middle_of_a_refresh_stops_nobody_for_longer_tha
 
     visiting = threading.Thread(target=visit)
     visiting.start()
-    processes.wait_for_the_script_to_end()
+    processes.wait_until_faults_are_used()
     os.killpg(processes.running[machines.ports[0]].pid, signal.SIGKILL)
     before = time.monotonic()
     visiting.join()
@@ -463,21 +455,21 @@ def test_a_machine_killed_in_the_middle_of_a_refresh_stops_nobody_for_longer_tha
     next_one.visit(f'{machines.homes[1]}profile')
     seconds = time.monotonic() - before
     figure(
-        f'one machine killed in a refresh: the next visit at the other one was answered after {seconds:.2f} s; '
-        f'the bound on the lock is {postgresql_db.LEASE} s'
+        f'one machine killed during a refresh: the next request at the other one took {seconds:.2f} s; '
+        f'the lease is {postgresql_store.LEASE} s'
     )
     assert next_one.greeting == f'👋 Hi, {AGENT}!'
-    assert seconds < postgresql_db.REFRESH_TIMEOUT
+    assert seconds < postgresql_store.REFRESH_TIMEOUT
 
 
-def test_while_a_refresh_is_under_way_terminated_connections_let_nobody_else_begin_one(processes, machines, postgresql):
+def test_terminated_connections_do_not_start_a_second_refresh(processes, machines, postgresql):
     visitor = Visitor(machines.homes[0])
     visitor.grant()
     processes.expire_access_tokens()
-    processes.script({'call': 'refresh', 'delay': 3})
+    processes.set_faults({'call': 'refresh', 'delay': 3})
     with ThreadPoolExecutor(1) as pool:
         pages = pool.submit(machines.profiles, [visitor], 6)
-        processes.wait_for_the_script_to_end()
+        processes.wait_until_faults_are_used()
         for _ in range(20):
             postgresql.sql(TERMINATE)
             time.sleep(0.1)
@@ -486,8 +478,8 @@ def test_while_a_refresh_is_under_way_terminated_connections_let_nobody_else_beg
 
 
 @pytest.mark.slow
-def test_connections_terminated_under_load_cost_nobody_a_grant(processes, machines, postgresql, figure):
-    from zendesk_oauth import postgresql_store as postgresql_db
+def test_terminated_connections_under_load_lose_no_grant(processes, machines, postgresql, figure):
+    from zendesk_oauth import postgresql_store
 
     visitors = [Visitor(machines.homes[0]) for _ in range(10)]
     for visitor in visitors:
@@ -503,9 +495,9 @@ def test_connections_terminated_under_load_cost_nobody_a_grant(processes, machin
             seconds.append(time.monotonic() - before)
             statuses.append(page.status_code)
             if page.status_code != 200:
-                # The second: a new access token met the next 401 of this test's.
+                # The second title: a new access token met the next 401 of this test.
                 title = re.search('<h1>(.*)</h1>', page.text)[1]
-                assert title in ('The app cannot reach its stored data', 'Zendesk refuses the new access token')
+                assert title in ('The app cannot reach its stored data', 'Zendesk rejected the new access token')
                 assert 'class="button" href="/' in page.text
 
     terminated = 0
@@ -514,7 +506,7 @@ def test_connections_terminated_under_load_cost_nobody_a_grant(processes, machin
         try:
             until = time.monotonic() + 20
             while time.monotonic() < until:
-                processes.script({'call': 'profile', 'status': 401, 'times': 5})  # as if they had expired
+                processes.set_faults({'call': 'profile', 'status': 401, 'times': 5})  # as if they had expired
                 for _ in range(5):
                     time.sleep(0.1)
                     terminated += len(postgresql.sql(TERMINATE))
@@ -523,7 +515,7 @@ def test_connections_terminated_under_load_cost_nobody_a_grant(processes, machin
         for visit in visiting:
             visit.result()
 
-    refused = sum((refresh['status'] or 500) >= 400 for refresh in processes.journal('refresh'))
+    refused = sum((refresh['status'] or 500) >= 400 for refresh in processes.request_log('refresh'))
     lost = 0
     for visitor in visitors:
         visitor.visit(f'{machines.homes[1]}profile')
@@ -531,13 +523,13 @@ def test_connections_terminated_under_load_cost_nobody_a_grant(processes, machin
     figure(
         f'{terminated} connections terminated under the load of {len(statuses)} visits at two machines: {lost} of 10 '
         f'users lost, {refused} of {processes.refreshes()} refreshes refused, {statuses.count(503)} pages to try '
-        f'again, the longest wait {max(seconds):.2f} s (the bound on the lock is {postgresql_db.LEASE} s)'
+        f'again, the longest wait {max(seconds):.2f} s (the lease is {postgresql_store.LEASE} s)'
     )
     assert (lost, refused) == (0, 0)
-    assert max(seconds) < postgresql_db.REFRESH_TIMEOUT + postgresql_db.LEASE
+    assert max(seconds) < postgresql_store.REFRESH_TIMEOUT + postgresql_store.LEASE
 
 
-def test_while_the_database_is_away_each_page_has_a_way_on_and_afterwards_all_is_well(processes, machines, postgresql):
+def test_error_pages_help_on_while_the_database_is_down(processes, machines, postgresql):
     visitor, late = Visitor(machines.homes[0]), Visitor(machines.homes[0])
     visitor.grant()
     late.visit(f'{machines.homes[0]}zendesk/auth')
@@ -550,7 +542,7 @@ def test_while_the_database_is_away_each_page_has_a_way_on_and_afterwards_all_is
         assert visitor.status == 200
     late.answer('allow')
     assert late.status == 503
-    assert processes.journal('exchange')[1:] == []  # a code that can't be used is not spent
+    assert processes.request_log('exchange')[1:] == []  # a code is not exchanged if its tokens cannot be stored
     assert 'Check that PostgreSQL runs' in machines.output
     assert 'Traceback' not in machines.output
     assert PASSWORD not in machines.output

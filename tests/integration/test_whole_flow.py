@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import PAIR
+from faulty_proxy import FaultyProxy
+from helpers import OLD
 from servers import ADMIN, AGENT, END_USER, Processes, Visitor, free_port, listens, port_of, profiles
 
 
@@ -65,7 +66,7 @@ def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
     visitor.visit('http://localhost:3000')
     visitor.click('Get my profile')
     assert visitor.address == 'http://localhost:3000/grant_access'
-    assert [refresh['status'] for refresh in processes.journal('refresh')] == [400]
+    assert [refresh['status'] for refresh in processes.request_log('refresh')] == [400]
     visitor.click('Grant access')
     visitor.answer('allow', END_USER)
     visitor.click('Get my profile')
@@ -73,20 +74,20 @@ def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
 
     # The log has told the story, in the order in which it happened.
     story = [
-        'Showing the home page',
-        "Looking up the visitor's access and refresh tokens",
-        'There are none yet',
-        'Sending the visitor to Zendesk',
-        'Trading the authorization code for tokens',
-        'Writing the tokens to users.json',
-        'Asking Zendesk for the profile, with the access token',
-        'Showing the profile',
-        '401, the access token has expired',
-        'Trading the refresh token',
-        'Storing the new pair',
-        'Asking Zendesk for the profile again',
-        'Zendesk refuses the refresh token',
-        'asking the visitor to grant access again',
+        'Opening the home page',
+        "Retrieving the user's access and refresh tokens",
+        'The user has not granted access to this app yet',
+        'Kicking off the authorization code flow',
+        'Exchanging the authorization code for an access and refresh token',
+        'Storing the access and refresh tokens in users.json',
+        'Making the API request',
+        'Using the response data',
+        "The access token has expired: refreshing the user's tokens and retrying",
+        'Using the refresh token to get new access and refresh tokens',
+        'Packaging, storing, and returning the new tokens',
+        'Retrying the API request with the new token',
+        'The refresh token is invalid',
+        'redirecting to the grant page',
     ]
     position = 0
     for line in story:
@@ -135,7 +136,7 @@ def test_after_a_denial_there_is_a_way_on(home):
     visitor.answer('deny')
     assert visitor.status == 403
     assert 'Access was not granted' in visitor.text
-    visitor.click('Try again')
+    visitor.click('Start again')
     visitor.click('Grant access')
     visitor.answer('allow')
     visitor.click('Get my profile')
@@ -197,7 +198,7 @@ def test_a_code_that_came_too_late_leads_to_a_new_start(processes, home):
     visitor = Visitor(home)
     visitor.visit(home + 'zendesk/auth')
     callback = visitor.submit('allow', allow_redirects=False).headers['Location']
-    with contextlib.closing(sqlite3.connect(processes.folder / 'practice_zendesk.server.db')) as db, db:
+    with contextlib.closing(sqlite3.connect(processes.folder / 'practice_zendesk.db')) as db, db:
         db.execute('UPDATE codes SET expires_at = 0')
     visitor.visit(callback)
     assert visitor.status == 400
@@ -254,7 +255,7 @@ def test_a_zendesk_that_is_down_is_a_page_and_works_again_when_zendesk_does(proc
     processes.stop(zendesk_port)
     visitor.click('Get my profile')
     assert visitor.status == 502
-    processes.start('practice_zendesk.server.py', '--port', str(zendesk_port), port=zendesk_port, **variables)
+    processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **variables)
     visitor.click('Try again')
     assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
@@ -262,7 +263,7 @@ def test_a_zendesk_that_is_down_is_a_page_and_works_again_when_zendesk_does(proc
 # --- Secrets --- #
 
 
-def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str], list[str]]:
+def play_all_flows(processes: Processes, proxy: FaultyProxy, home: str) -> tuple[list[str], list[str], list[str]]:
     """Grant, deny, refresh, fail, in all the ways there are; return the secrets met, the pages and the cookies."""
     secrets, pages, cookies = [], [], []
     visitor = Visitor(home)
@@ -279,7 +280,7 @@ def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str
                 pages.append(f'{answer.text} {answer.headers}')
                 secrets.extend(re.findall('(?:state|code_challenge|code)=([^&]+)', location))
         if (processes.folder / 'users.json').exists():
-            secrets.extend(record[name] for record in processes.users.values() for name in PAIR)
+            secrets.extend(record[name] for record in processes.users.values() for name in OLD)
         secrets.extend(visitor.http.cookies.get_dict().values())
 
     def start() -> str:
@@ -315,25 +316,28 @@ def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str
         {'status': 500, 'body': pair},
         {'status': 302, 'headers': {'Location': f'{home}?code=canary-code'}},
         {'status': 400, 'body': '{"error": "canary {0}", "error_description": "canary"}'},
-        {'status': 200, 'body': pair, 'cut': 60},
-        {'cut': 0},
+        {'status': 200, 'body': pair, 'damage': {'cut': 60}},
+        {'lost': True},
     ):
+        damage = step.pop('damage', None)
+        if damage:
+            proxy.damage_next('exchange', **damage)
+            proxy.damage_next('refresh', **damage)
         processes.expire_access_tokens()
-        processes.script({'call': 'exchange', **step}, {'call': 'refresh', **step})
+        processes.set_faults({'call': 'exchange', **step}, {'call': 'refresh', **step})
         grant()
         visit(f'{home}profile')
-        processes.script()
+        processes.set_faults()
+        proxy.pending.clear()
         grant()
     for body in ('{"user": {"id": 5, "name": "canary", "role": 7}}', '{"canary": 5}', '{"user": {"id": null}}'):
-        processes.script({'call': 'profile', 'status': 200, 'body': body})
+        processes.set_faults({'call': 'profile', 'status': 200, 'body': body})
         visit(f'{home}profile')
     for step in ({'status': 500}, {'status': 200, 'body': pair}, {}):
         grant()
         visit(f'{home}profile')
-        secrets.append(visitor.form['csrf_token'])
-        pages.pop()  # the form's own page is where that belongs
-        processes.script({'call': 'revoke', **step})
-        visitor.page = visitor.http.post(f'{home}disconnect', visitor.form, timeout=60)
+        processes.set_faults({'call': 'revoke', **step})
+        visitor.page = visitor.http.post(f'{home}disconnect', timeout=60)
         look()
     grant()
     processes.edit_users('access_token', 'refresh_token')
@@ -345,11 +349,11 @@ def play_all_flows(processes: Processes, home: str) -> tuple[list[str], list[str
     return secrets, pages, cookies
 
 
-def check_that_no_secret_got_out(processes: Processes, home: str) -> None:
-    secrets, pages, cookies = play_all_flows(processes, home)
+def check_that_no_secret_got_out(processes: Processes, proxy: FaultyProxy, home: str) -> None:
+    secrets, pages, cookies = play_all_flows(processes, proxy, home)
     assert len(set(secrets)) > 100
     # These files are where secrets belong.
-    private = re.compile(r'users\.json(\.unreadable-\d+)?|\.secret_key|zendesk_simulator\.db')
+    private = re.compile(r'users\.json(\.unreadable-\d+)?|\.secret_key|practice_zendesk\.db')
     files = [path for path in processes.folder.rglob('*') if path.is_file() and not private.fullmatch(path.name)]
     texts = {path.name: path.read_text() for path in files if path.suffix not in ('.py', '.pyc')}
     assert 'output.txt' in texts
@@ -372,9 +376,9 @@ runpy.run_path('app.py', run_name='__main__')
 """
 
 
-def test_no_secret_is_in_any_output_file_or_page(processes, variables):
+def test_no_secret_is_in_any_output_file_or_page(processes, faulty_proxy, variables):
     processes.start('-c', AT_DEBUG, port=port_of(variables), **variables)
-    check_that_no_secret_got_out(processes, f'http://localhost:{port_of(variables)}/')
+    check_that_no_secret_got_out(processes, faulty_proxy, f'http://localhost:{port_of(variables)}/')
     output = re.sub(r'\x1b\[\d+m', '', processes.output)
     assert '"GET /zendesk/oauth/callback HTTP/1.1"' in output
     assert 'DEBUG:urllib3.connectionpool' in output  # it was all told
@@ -402,7 +406,6 @@ def test_there_is_no_debugger_even_where_the_environment_asks_for_one(processes,
 # --- Several processes --- #
 
 
-@pytest.mark.gunicorn
 def test_gunicorn_with_four_processes_serves_the_same_flow(processes, gunicorn_home):
     first, second = Visitor(gunicorn_home), Visitor(gunicorn_home)
     first.grant(ADMIN)
@@ -415,23 +418,19 @@ def test_gunicorn_with_four_processes_serves_the_same_flow(processes, gunicorn_h
     assert 'code=' not in processes.output
 
 
-@pytest.mark.gunicorn
-def test_under_gunicorn_no_secret_is_in_any_output_file_or_page(processes, variables):
-    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
+def test_under_gunicorn_no_secret_is_in_any_output_file_or_page(processes, faulty_proxy, variables):
     port = port_of(variables)
     command = ('-m', 'gunicorn', '-w', '2', '--log-level', 'debug', '--access-logfile', '-', 'app:app')
     processes.start(*command, port=port, LOGURU_LEVEL='DEBUG', **variables)
-    check_that_no_secret_got_out(processes, f'http://localhost:{port}/')
+    check_that_no_secret_got_out(processes, faulty_proxy, f'http://localhost:{port}/')
     assert '"GET /zendesk/oauth/callback" 302' in processes.output
     assert r'"GET /nope\n\x1b[31mforged-line" 404' in processes.output
 
 
-@pytest.mark.gunicorn
 def test_over_four_processes_the_same_answer_ten_times_at_once_works_once(processes, gunicorn_home):
     check_that_an_answer_works_once(processes, gunicorn_home)
 
 
-@pytest.mark.gunicorn
 def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(processes, gunicorn_home):
     visitor = Visitor(gunicorn_home)
     visitor.grant()
@@ -441,9 +440,7 @@ def test_over_four_processes_sixty_visits_on_one_expired_token_make_one_refresh(
     assert processes.refreshes() == 1
 
 
-@pytest.mark.gunicorn
 def test_gunicorn_refuses_to_start_without_settings(processes):
-    pytest.importorskip('gunicorn', reason='gunicorn is not installed: pip install -r requirements-dev.txt')
     ended = processes.run('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{free_port()}', 'app:app')
     assert ended.returncode == 4
     assert ended.stderr.count('ZENDESK_CLIENT_ID is missing') == 1

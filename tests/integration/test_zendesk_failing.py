@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from servers import AGENT, Visitor, free_port, listening, port_of
+from faulty_proxy import FaultyProxy
+from servers import AGENT, Processes, Visitor, free_port, listening, port_of
 
 HTML = '<html><body>Something went wrong'
 COLUMNS = ('exchange', 'refresh', 'profile')
@@ -19,8 +20,9 @@ def error(name: str) -> str:
     return json.dumps({'error': name, 'error_description': 'canary {0} \n \x1b[31m'})
 
 
-# Each fault, and what comes of it when it hits the exchange, the refresh or the call for the profile: the status of the
-# page, or where the visitor is sent; and whether the grant that was there before still works afterwards.
+# Each fault, and its outcome for the exchange, the refresh and the request for the profile: the status of the page, or
+# "asks again" for a redirect to the grant page. "kept": the grant that existed before still works. The practice Zendesk
+# produces the fault. The proxy adds the `damage` to its response.
 FAULTS = [
     ({'status': 500, 'body': HTML}, '500 with HTML', '502 kept', '502 kept', '502 kept'),
     ({'status': 502, 'body': HTML}, '502 with HTML', '502 kept', '502 kept', '502 kept'),
@@ -33,8 +35,8 @@ FAULTS = [
         '503 kept',
         '503 kept',
     ),
-    ({'status': 500, 'cut': 0}, 'closed without an answer', '502 kept', '502 kept', '502 kept'),
-    ({'status': 200, 'body': '{' * 50, 'cut': -20}, 'closed half-way', '502 kept', '502 kept', '502 kept'),
+    ({'status': 500, 'lost': True}, 'closed without an answer', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '{' * 50, 'damage': {'cut': -20}}, 'closed half-way', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': HTML}, '200 with HTML', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': ''}, '200 with nothing', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': 'null'}, '200 with null', '502 kept', '502 kept', '502 kept'),
@@ -49,20 +51,20 @@ FAULTS = [
     # The one answer that ends a grant.
     ({'status': 400, 'body': error('invalid_grant')}, '400 invalid_grant', '400 kept', 'asks again', '502 kept'),
     # Zendesk has done its part: after a refresh the old tokens are gone, and nobody knows the new ones.
-    ({'cut': 0}, 'done, the answer lost', '502 kept', '502, then asks again', '502 kept'),
+    ({'lost': True}, 'done, the answer lost', '502 kept', '502, then asks again', '502 kept'),
 ]
 SLOW_FAULTS = [
     ({'status': 500, 'delay': 60}, 'never answers', '504 kept', '504 kept', '504 kept'),
-    ({'status': 200, 'cut': 30, 'hold': 60}, 'stops in the headers', '504 kept', '504 kept', '504 kept'),
+    ({'status': 200, 'damage': {'cut': 30, 'hold': 60}}, 'stops in the headers', '504 kept', '504 kept', '504 kept'),
     (
-        {'status': 200, 'body': '{' * 50, 'cut': -20, 'hold': 60},
+        {'status': 200, 'body': '{' * 50, 'damage': {'cut': -20, 'hold': 60}},
         'stops half-way in the body',
         '504 kept',
         '504 kept',
         '504 kept',
     ),
     (
-        {'status': 200, 'body': '{' * 5000, 'trickle': 0.05},
+        {'status': 200, 'body': '{' * 5000, 'damage': {'trickle': 0.05}},
         'a byte now and then',
         '504 kept',
         '504 kept',
@@ -75,7 +77,8 @@ SLOW_FAULTS = [
 class Trial:
     """One visitor, with a grant, who runs into one fault."""
 
-    processes: object
+    processes: Processes
+    proxy: FaultyProxy
     home: str
     column: str
     fault: dict
@@ -89,10 +92,15 @@ class Trial:
             self.visitor.visit(f'{self.home}zendesk/auth')
         if self.column == 'refresh':
             self.processes.expire_access_tokens()
-        self.processes.script({'call': self.column, **self.fault})
+        fault = dict(self.fault)
+        damage = fault.pop('damage', None)
+        if damage:
+            self.proxy.damage_next(self.column, **damage)
+        self.processes.set_faults({'call': self.column, **fault})
         self.thread = threading.Thread(target=self.visit)
         self.thread.start()
-        self.processes.wait_for_the_script_to_end()
+        self.processes.wait_until_faults_are_used()
+        assert self.proxy.pending == []
 
     def visit(self) -> None:
         before = time.monotonic()
@@ -120,8 +128,10 @@ class Trial:
         return outcome + ' kept'
 
 
-def check(processes, home, faults, figure) -> list[Trial]:
-    trials = {(name, column): Trial(processes, home, column, fault) for fault, name, *_ in faults for column in COLUMNS}
+def check(processes, proxy, home, faults, figure) -> list[Trial]:
+    trials = {
+        (name, column): Trial(processes, proxy, home, column, fault) for fault, name, *_ in faults for column in COLUMNS
+    }
     outcomes = {key: trial.outcome() for key, trial in trials.items()}
     figure('The status of the page after a fault; kept: the grant that was there before still works')
     figure('{:28}{:24}{:24}{}'.format('Zendesk', *COLUMNS))
@@ -134,13 +144,13 @@ def check(processes, home, faults, figure) -> list[Trial]:
     return list(trials.values())
 
 
-def test_a_failing_zendesk_is_a_page_and_only_invalid_grant_ends_a_grant(processes, home, figure):
-    check(processes, home, FAULTS, figure)
+def test_a_failing_zendesk_is_a_page_and_only_invalid_grant_ends_a_grant(processes, faulty_proxy, home, figure):
+    check(processes, faulty_proxy, home, FAULTS, figure)
 
 
 @pytest.mark.slow
-def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(processes, home, figure):
-    trials = check(processes, home, SLOW_FAULTS, figure)
+def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(processes, faulty_proxy, home, figure):
+    trials = check(processes, faulty_proxy, home, SLOW_FAULTS, figure)
     figure(f'the longest wait for a page of these: {max(trial.seconds for trial in trials):.2f} s')
 
 
@@ -148,13 +158,13 @@ def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(process
     ('step', 'title'),
     [
         ({'status': 200, 'body': '{"user": {"id": null, "name": "Anonymous user"}}'}, 'does not recognise you'),
-        ({'status': 401, 'times': 2}, 'refuses the new access token'),
+        ({'status': 401, 'times': 2}, 'rejected the new access token'),
     ],
 )
 def test_what_only_a_profile_can_meet_is_a_page_and_the_grant_is_kept(processes, home, step, title):
     visitor = Visitor(home)
     visitor.grant()
-    processes.script({'call': 'profile', **step})
+    processes.set_faults({'call': 'profile', **step})
     visitor.visit(f'{home}profile')
     assert visitor.status == 502
     assert title in visitor.text
@@ -163,12 +173,13 @@ def test_what_only_a_profile_can_meet_is_a_page_and_the_grant_is_kept(processes,
     assert visitor.greeting == f'👋 Hi, {AGENT}!'
 
 
-def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, home):
+def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, faulty_proxy, home):
     with listening() as trap:
         address = f'http://127.0.0.1:{trap.getsockname()[1]}/'
         for status in (301, 302, 303, 307, 308):
             for column in COLUMNS:
-                trial = Trial(processes, home, column, {'status': status, 'headers': {'Location': address}})
+                fault = {'status': status, 'headers': {'Location': address}}
+                trial = Trial(processes, faulty_proxy, home, column, fault)
                 assert trial.outcome() == '502 kept'
         trap.setblocking(False)
         with pytest.raises(BlockingIOError):

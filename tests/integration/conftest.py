@@ -1,0 +1,168 @@
+"""What the suites share that start processes, browsers or databases."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+
+import pytest
+from faulty_proxy import FaultyProxy, faulty_proxy_to
+from postgresql import Postgresql, close_connections, programs
+from servers import Processes, free_port, port_of
+
+from zendesk_oauth import JsonFileStore, Store
+
+FIGURES: list[str] = []
+
+
+@pytest.fixture
+def figure():
+    """A function that adds a line to the summary at the end: what was counted or measured, and not judged."""
+    return FIGURES.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if FIGURES:
+        terminalreporter.section('figures')
+        for line in FIGURES:
+            terminalreporter.write_line(line)
+
+
+# --- Processes --- #
+
+
+@pytest.fixture
+def processes(tmp_path) -> Iterator[Processes]:
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop_all()
+
+
+@pytest.fixture
+def variables(processes) -> dict[str, str]:
+    """A practice Zendesk on a free port, and the settings of an app on another."""
+    zendesk_port, app_port = free_port(), free_port()
+    settings = {
+        'ZENDESK_CLIENT_ID': 'flow_client',
+        'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
+        'ZENDESK_SUBDOMAIN': 'practice',
+        'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
+        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
+    }
+    processes.zendesk = settings['ZENDESK_BASE_URL']
+    processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **settings)
+    return settings
+
+
+@pytest.fixture
+def faulty_proxy(variables) -> Iterator[FaultyProxy]:
+    """A proxy between the app and the practice Zendesk. Request it before the fixture that starts the app."""
+    with faulty_proxy_to(variables['ZENDESK_BASE_URL']) as proxy:
+        variables['ZENDESK_BASE_URL'] = proxy.address
+        yield proxy
+
+
+@pytest.fixture
+def home(processes, variables) -> str:
+    """The app, started; the address of its home page."""
+    processes.start('app.py', port=port_of(variables), **variables)
+    return f'http://localhost:{port_of(variables)}/'
+
+
+@pytest.fixture
+def gunicorn_home(processes, variables) -> str:
+    """The app under gunicorn with four processes."""
+    port = port_of(variables)
+    command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
+    processes.start(*command, port=port, **variables)
+    return f'http://localhost:{port}/'
+
+
+@pytest.fixture(params=['home', 'gunicorn_home'])
+def address(request) -> str:
+    """The app's home page, with the built-in server and under gunicorn with four processes."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def authority():
+    """A certificate authority that nobody knows yet."""
+    return pytest.importorskip('trustme', reason='pip install -r requirements-dev.txt').CA()
+
+
+@pytest.fixture
+def tls(authority) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('localhost').configure_cert(context)
+    return context
+
+
+# --- PostgreSQL --- #
+
+
+@pytest.fixture(scope='session')
+def postgresql_server() -> Iterator[Postgresql]:
+    """A PostgreSQL server; what it holds need not survive a crash of the machine."""
+    for package in ('sqlalchemy', 'psycopg'):
+        pytest.importorskip(package, reason='pip install -r requirements-postgresql.txt')
+    if programs() is None:
+        pytest.skip('PostgreSQL is not installed: on Debian, apt install postgresql')
+    server = Postgresql(fsync='off')
+    yield server
+    close_connections(server.url)
+    server.remove()
+
+
+@pytest.fixture
+def postgresql(postgresql_server) -> Postgresql:
+    """The server, running, with an empty database."""
+    if postgresql_server.process.poll() is not None:
+        postgresql_server.start()
+    postgresql_server.sql('DROP SCHEMA public CASCADE', 'CREATE SCHEMA public')
+    return postgresql_server
+
+
+@pytest.fixture(params=['users.json', 'PostgreSQL'])
+def db(request, tmp_path, monkeypatch) -> Store:
+    """Each of the two stores, empty, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    if request.param == 'users.json':
+        return JsonFileStore('users.json')
+    url = request.getfixturevalue('postgresql').url
+    from zendesk_oauth.postgresql_store import PostgresqlStore
+
+    return PostgresqlStore(url)
+
+
+@pytest.fixture
+def impatient(db, monkeypatch) -> None:
+    """A refresh lock is waited for 0.1 s."""
+    monkeypatch.setattr(f'{type(db).__module__}.REFRESH_TIMEOUT', 0.1)
+
+
+@pytest.fixture
+def read_only(db, request) -> Iterator[None]:
+    """Nothing can be written any more."""
+    if isinstance(db, JsonFileStore):
+        request.getfixturevalue('full_disk')
+        yield
+        return
+    server = request.getfixturevalue('postgresql')
+    server.set(default_transaction_read_only='on')
+    yield
+    server.set(default_transaction_read_only='off')
+
+
+@pytest.fixture
+def open_db(postgresql) -> Iterator[Callable[[str], Store]]:
+    """A function that opens the PostgreSQL store at a URL; its connections are closed at the end."""
+    from zendesk_oauth.postgresql_store import PostgresqlStore
+
+    with contextlib.ExitStack() as stack:
+
+        def open_db(url: str) -> PostgresqlStore:
+            stack.callback(close_connections, url)
+            return PostgresqlStore(url)
+
+        yield open_db

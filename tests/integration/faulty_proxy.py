@@ -1,0 +1,94 @@
+"""A TCP proxy between the app and the practice Zendesk that damages responses."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from servers import serving
+
+KINDS = {b'GET /api/v2/users/me': 'profile', b'DELETE /api/v2/oauth/tokens/current': 'revoke'}
+
+
+@dataclass
+class FaultyProxy:
+    """Forwards requests to `upstream`, and damages the next response to a kind of request."""
+
+    upstream: str
+    address: str = ''
+    pending: list[tuple[str, dict]] = field(default_factory=list)
+
+    def damage_next(self, call: str, **damage: float) -> None:
+        """
+        Damage the response to the next request of this kind: exchange, refresh, profile, revoke or any.
+
+        `cut`: send only this many bytes of the response; a negative number leaves out bytes at the end.
+        `hold`: seconds before the connection is closed, without more bytes.
+        `trickle`: seconds between two bytes.
+        """
+        self.pending.append((call, damage))
+
+    def forward(self, connection: socket.socket) -> None:
+        """Forward one request, as the practice Zendesk closes the connection after each response."""
+        with contextlib.suppress(OSError), connection:  # either side may close its connection
+            head, body = read_request(connection)
+            # Before the request reaches Zendesk: a test that sees it there may set the next damage.
+            damage = self.take_damage(kind_of(head, body))
+            upstream = urlsplit(self.upstream)
+            with socket.create_connection((upstream.hostname, upstream.port), timeout=120) as zendesk:
+                zendesk.sendall(head + body)
+                response = b''.join(iter(lambda: zendesk.recv(65536), b''))
+            send(connection, response, **damage)
+
+    def take_damage(self, kind: str | None) -> dict:
+        for call, damage in self.pending:
+            if kind is not None and call in (kind, 'any'):
+                self.pending.remove((call, damage))
+                return damage
+        return {}
+
+
+@contextlib.contextmanager
+def faulty_proxy_to(upstream: str) -> Iterator[FaultyProxy]:
+    """Run a proxy on a free port of the loopback interface."""
+    proxy = FaultyProxy(upstream)
+    with serving(proxy.forward) as port:
+        proxy.address = f'http://127.0.0.1:{port}'
+        yield proxy
+
+
+def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the request line with the headers, and the body."""
+    with connection.makefile('rb') as stream:
+        head = b''
+        while not head.endswith(b'\r\n\r\n'):
+            line = stream.readline()
+            if not line:
+                raise ConnectionError('the client has closed the connection')
+            head += line
+        length = re.search(rb'\r\nContent-Length: *(\d+)', head, re.IGNORECASE)
+        return head, stream.read(int(length[1])) if length else b''
+
+
+def kind_of(head: bytes, body: bytes) -> str | None:
+    """Return the kind of request that the app sends, or None for a browser's request."""
+    method, path, _ = head.split(b' ', 2)
+    if path == b'/oauth/tokens':
+        return 'refresh' if re.search(rb'grant_type\W+refresh_token\b', body) else 'exchange'
+    return KINDS.get(method + b' ' + path.removesuffix(b'.json'))
+
+
+def send(connection: socket.socket, response: bytes, cut: int | None = None, hold: float = 0, trickle: float = 0):
+    for byte in response[:cut] if trickle else b'':
+        connection.sendall(bytes([byte]))
+        time.sleep(trickle)
+    if not trickle:
+        connection.sendall(response[:cut])
+    if hold:
+        connection.settimeout(hold)
+        connection.recv(1)  # returns early if the client closes the connection

@@ -1,0 +1,160 @@
+"""Starting: settings that are missing or malformed, ports that are taken, a Python that is too old."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from helpers import PROJECT
+from servers import environment, listening, listens
+
+GOOD = {
+    'ZENDESK_CLIENT_ID': 'my_client',
+    'ZENDESK_CLIENT_SECRET': 'canary-secret',
+    'ZENDESK_SUBDOMAIN': 'mondocam',
+    'REDIRECT_URI': 'http://localhost:3000/zendesk/oauth/callback',
+    'SECRET_KEY': 'canary-key',
+}
+
+
+@pytest.fixture
+def start(processes):
+    """A function that starts a copy of the app with these variables, and a .env, and returns how it ended."""
+
+    def start(command=('app.py',), env_file: bytes | None = None, **variables):
+        if env_file is not None:
+            (processes.folder / '.env').write_bytes(env_file)
+        return processes.run(*command, **variables)
+
+    return start
+
+
+# --- Settings --- #
+
+
+def test_the_app_ends_with_one_message_that_names_every_problem(start):
+    ended = start(**(GOOD | {'ZENDESK_SUBDOMAIN': 'https://canary.zendesk.com', 'ZENDESK_CLIENT_ID': ''}))
+    assert ended.returncode == 4
+    assert 'ZENDESK_SUBDOMAIN' in ended.stderr
+    assert 'ZENDESK_CLIENT_ID' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+    assert 'canary' not in ended.stdout + ended.stderr
+
+
+def test_an_unchanged_copy_of_the_example_is_refused(start):
+    ended = start(env_file=(PROJECT / '.env.example').read_bytes())
+    assert ended.returncode == 4
+    for name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN'):
+        assert f'{name} is missing' in ended.stderr
+    assert 'REDIRECT_URI' not in ended.stderr
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_an_env_file_is_read_with_and_without_a_byte_order_mark(start, encoding):
+    lines = '\n'.join(f'{name}={value}' for name, value in GOOD.items())
+    program = 'import settings; print(settings.load_settings().client_id)'
+    assert start(['-c', program], env_file=lines.encode(encoding)).stdout == 'my_client\n'
+
+
+def test_an_env_file_in_another_encoding_is_explained(start):
+    ended = start(env_file='ZENDESK_CLIENT_ID=ä'.encode('utf-16'))
+    assert ended.returncode == 4
+    assert 'UTF-8' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    'command', [('-m', 'flask', '--app', 'app', 'run', '--port', '0'), ('-m', 'waitress', '--port=0', 'app:app')]
+)
+def test_another_server_refuses_to_start_without_settings(start, command):
+    ended = start(command)
+    assert ended.returncode == 4
+    assert 'ZENDESK_CLIENT_ID is missing' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_a_key_file_that_cannot_be_used_is_explained(start, tmp_path):
+    (tmp_path / '.secret_key').mkdir()
+    ended = start(**(GOOD | {'SECRET_KEY': ''}))
+    assert ended.returncode == 4
+    assert 'SECRET_KEY' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_several_processes_agree_on_the_generated_key(tmp_path):
+    program = f'import settings; print(settings.read_settings({GOOD | {"SECRET_KEY": ""}}).secret_key)'
+    processes = [
+        subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    assert len({process.communicate(timeout=60)[0] for process in processes}) == 1
+
+
+def test_practice_mode_uses_the_client_that_the_practice_zendesk_knows(start):
+    program = (
+        'from practice_zendesk import server as z; import settings; '
+        's = settings.read_settings({"SECRET_KEY": "x" * 32}, practice_allowed=True); '
+        'print((s.client_id, s.client_secret, s.redirect_uri) == (z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI), '
+        's.zendesk_url == f"http://localhost:{z.PORT}")'
+    )
+    assert start(['-c', program]).stdout == 'True True\n'
+
+
+def test_database_packages_are_not_imported_without_a_database(tmp_path):
+    program = 'import sys, app; raise SystemExit("sqlalchemy" in sys.modules or "psycopg" in sys.modules)'
+    subprocess.run([sys.executable, '-c', program], cwd=tmp_path, env=environment(**GOOD), check=True)
+
+
+def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
+    program = tmp_path / 'program.py'  # a file: loguru shows values only where it finds the source
+    program.write_text("""if True:
+        import app
+        token = 'canary' + '-token'
+        try:
+            print(token.missing_attribute)
+        except AttributeError:
+            app.logger.exception('failed')
+    """)
+    ended = subprocess.run(
+        [sys.executable, program], env=environment(**GOOD), cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert 'print(token.missing_attribute)' in ended.stderr
+    assert 'canary-token' not in ended.stderr
+
+
+# --- Ports --- #
+
+
+def test_a_port_that_is_taken_is_named_without_a_traceback(start):
+    with listening() as taken:
+        port = taken.getsockname()[1]
+        ended = start(**(GOOD | {'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback'}))
+    assert ended.returncode == 1
+    assert f'Port {port} is taken by another program' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_practice_mode_names_the_port_that_its_zendesk_lacks(start):
+    for port in (3000, 3001):
+        if listens(port):
+            pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
+    with socket.create_server(('127.0.0.1', 3001)):
+        ended = start()
+    assert ended.returncode == 1
+    assert 'Port 3001 is taken by another program' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+# --- Python --- #
+
+
+def test_an_older_python_ends_with_one_clear_line():
+    """This Python, with an older version number."""
+    program = 'import sys; sys.version_info = (3, 10, 13); import settings'
+    ended = subprocess.run(
+        [sys.executable, '-c', program], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == 'Python 3.11 or newer is needed, and this is Python 3.10\n'
