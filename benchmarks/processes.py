@@ -36,7 +36,7 @@ sys.path[:0] = [str(PROJECT / 'tests' / 'integration'), str(PROJECT)]
 
 from servers import copy_project, free_port, listens, wait_until  # noqa: E402
 
-from zendesk_oauth.token_store import dies_at  # noqa: E402
+from zendesk_oauth.stores import purge_at  # noqa: E402
 
 SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
 THREADS = 8
@@ -237,14 +237,14 @@ def fill_database(url: str, number: int) -> None:
     """Let the app's table hold so many users."""
     import psycopg
 
-    from zendesk_oauth.postgresql_store import PostgresqlDb
+    from zendesk_oauth.postgresql_store import PostgresqlStore
 
-    PostgresqlDb(url).find('nobody')  # makes the tables
+    PostgresqlStore(url).find('nobody')  # makes the tables
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute('TRUNCATE zendesk_tokens')
         with connection.cursor().copy('COPY zendesk_tokens (user_id, record, dies_at) FROM STDIN') as copy:
             for user_id, record in users(number).items():
-                copy.write_row((user_id, json.dumps(record), dies_at(record)))
+                copy.write_row((user_id, json.dumps(record), purge_at(record)))
         connection.execute('VACUUM ANALYZE zendesk_tokens')
 
 

@@ -264,7 +264,7 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
-    parser.add_argument('--quick', action='store_true', help='half a minute, for figures that are rough')
+    parser.add_argument('--quick', action='store_true', help='about a minute, for rough figures')
     parser.add_argument('--all-authorities', action='store_true', help='trust those of the internet, too')
     arguments = parser.parse_args()
     main(QUICK if arguments.quick else FULL, arguments.all_authorities)
