@@ -1,8 +1,8 @@
-"""Settings for gunicorn, which reads this file by itself: gunicorn -w 4 app:app"""
+"""gunicorn's settings, which it reads from the working directory: gunicorn -w 4 app:app"""
 
 import os
 
-# What changes something, or goes wrong; DEBUG adds the steps of each visit, with which a page takes a third longer.
+# INFO logs changes and errors. DEBUG logs every step and makes a page about two thirds slower.
 os.environ.setdefault('LOGURU_LEVEL', 'INFO')
 
 from settings import load_settings
@@ -11,7 +11,7 @@ from settings import load_settings
 bind = f'127.0.0.1:{load_settings().port}'
 # Load the app once, before the workers start.
 preload_app = True
-# A visit mostly waits, for Zendesk or for another visit's refresh; meanwhile its worker serves others.
+# A request mostly waits for Zendesk or for another request's refresh. Its worker serves others during that time.
 threads = 16
 # Longer than a visit takes, with all its calls and locks slow: a worker that is killed in the middle of a refresh takes
 # the new pair with it.

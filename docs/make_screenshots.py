@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent / 'tests' / 'integration'))
+sys.path[:0] = [str(DOCS.parent / 'tests' / 'integration'), str(DOCS.parent)]
 
 from chromium import click, launch  # noqa: E402
 from servers import Processes  # noqa: E402
