@@ -230,7 +230,6 @@ def users(number: int) -> dict[str, dict[str, Any]]:
 def write_users(folder: Path, number: int) -> None:
     """Write a users.json that holds so many users, in the form in which the app and the tutorial write it."""
     (folder / 'users.json').write_text(json.dumps(users(number), sort_keys=True, indent=2) + '\n')
-    time.sleep(0.5)  # the app keeps what it has read once the file has been left alone for a moment
 
 
 def fill_database(url: str, number: int) -> None:

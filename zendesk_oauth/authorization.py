@@ -88,11 +88,12 @@ class Authorization:
         self, query: Mapping[str, str], cookies: Mapping[str, str], user_id: str | None
     ) -> tuple[str, int]:
         """
-        Return the state of the callback, and when it can be forgotten (seconds since 1970).
+        Verify that this browser and user began the callback's request less than LIFETIME seconds ago.
 
-        This browser and user must have begun its request less than LIFETIME seconds ago.
+        Do so before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
 
-        Verify it before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
+        Returns:
+            The state, and when it can be forgotten (seconds since 1970).
 
         Raises:
             StateCookieMissing: the browser sent no cookie of an authorization request.

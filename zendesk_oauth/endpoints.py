@@ -189,8 +189,8 @@ def _log_exchange(
     """
     Log one exchange as one record, with the messages as data in `request` and `response` (None if there was none).
 
-    Fingerprints replace the secrets: each field with a secret's name, and each copy of a known one. A body
-    that is not a JSON object is left out, because it could contain anything.
+    Fingerprints replace the secrets: each field with a secret's name, and each copy of a known one. A body that is not
+    a JSON object is left out, because it could contain anything.
     """
     if not exchange_log.isEnabledFor(logging.DEBUG):
         return
