@@ -1,6 +1,4 @@
-"""
-Flask alone: the floor's call and page in a view of Flask. What it has beyond the floor is the price of the framework.
-"""
+"""The floor's request and page in a Flask view. The difference from the floor is the cost of Flask."""
 
 from __future__ import annotations
 

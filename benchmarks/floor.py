@@ -1,8 +1,8 @@
 """
-The floor: the least that it takes to show a profile for which Zendesk has to be asked.
+The floor: the minimum work for a profile page that sends one request to Zendesk.
 
-One WSGI function, and one call by a session of requests that keeps its connections, as anybody would write it. No
-framework, no store, no log, no user.
+A WSGI function sends the request with a `requests.Session`, which keeps its connections. There is no framework, no
+store, no log and no user session.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
-What the benchmarks run: the stand-in for Zendesk, and the servers that are compared, each in a folder of its own.
+Start and stop the processes of the benchmarks: the stand-in for Zendesk and the servers under test.
 
-Everything lives in a temporary folder and on free ports of this machine, with an environment of its own, and is gone at
-the end, whatever the end is. What a process has used is read from /proc, so this needs Linux.
+They run in a temporary folder, on free ports and with a clean environment. They are stopped and the folder is deleted
+even if the benchmark fails. CPU time and memory are read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import certifi
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
-from zendesk_stand_in import AUTHORITY, ONCE, TOKEN_LENGTH
+from zendesk_stand_in import CA_FILE, ONCE, TOKEN_LENGTH
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent
@@ -41,19 +41,19 @@ from zendesk_oauth.stores import purge_at  # noqa: E402
 SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
 THREADS = 8
 
-VISITORS = [f'user-{number:032x}' for number in range(8)]
-EXPIRING = f'user-{8:032x}'  # whose access tokens are good for one call each
-FEWEST_USERS = len(VISITORS) + 1
+USER_IDS = [f'user-{number:032x}' for number in range(8)]
+EXPIRING_USER_ID = f'user-{8:032x}'  # each of this user's access tokens is valid for one request
+MIN_USERS = len(USER_IDS) + 1
 
 
 class Processes:
-    """The processes that run, each in a session of its own: Ctrl+C reaches the benchmark alone, which ends them."""
+    """The running processes, each in a separate session: Ctrl+C reaches only the benchmark, which stops them."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self, folder: Path, port: int, *command: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a Python program in the folder, and wait until it listens on the port."""
+        """Start a Python program in the folder and wait until it listens on the port."""
         with (folder / 'output.txt').open('ab') as output:
             process = subprocess.Popen(  # noqa: S603
                 [sys.executable, *command],
@@ -67,14 +67,14 @@ class Processes:
         self.running.append(process)
         wait_until(lambda: process.poll() is not None or listens(port))
         if process.poll() is not None:
-            raise RuntimeError(f'{" ".join(command)} has ended by itself')
+            raise RuntimeError(f'{" ".join(command)} exited during startup')
         return process
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        with contextlib.suppress(ProcessLookupError):  # all its processes have ended
+        with contextlib.suppress(ProcessLookupError):  # all processes of the group have exited
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self.running.remove(process)
@@ -85,27 +85,27 @@ class Processes:
 
 
 class StandIn:
-    """The stand-in for Zendesk, and how to reach it: `variables` are those of a server that calls it."""
+    """The running stand-in for Zendesk. A server needs `variables` in its environment to use it."""
 
     def __init__(self, processes: Processes, folder: Path, all_authorities: bool) -> None:
         port = free_port()
         self.process = processes.start(folder, port, str(HERE / 'zendesk_stand_in.py'), str(port), str(folder))
-        authority = folder / AUTHORITY
+        ca_file = folder / CA_FILE
         if all_authorities:
-            authority.write_text(authority.read_text() + Path(certifi.where()).read_text())
-        self.variables = {'ZENDESK_BASE_URL': f'https://localhost:{port}', 'REQUESTS_CA_BUNDLE': str(authority)}
-        context = ssl.create_default_context(cafile=authority)
+            ca_file.write_text(ca_file.read_text() + Path(certifi.where()).read_text())
+        self.variables = {'ZENDESK_BASE_URL': f'https://localhost:{port}', 'REQUESTS_CA_BUNDLE': str(ca_file)}
+        context = ssl.create_default_context(cafile=ca_file)
         self._connection = http.client.HTTPSConnection('localhost', port, timeout=60, context=context)
 
     def counts(self) -> Counter[str]:
-        """Return what has come since the start; over one connection, so that asking changes nothing."""
+        """Return the numbers of requests and connections so far. One kept connection leaves the counts unchanged."""
         self._connection.request('GET', '/counts')
         return Counter(json.load(self._connection.getresponse()))
 
 
 @dataclass
 class Server:
-    """gunicorn with one worker; what is measured of it is the worker."""
+    """A gunicorn server with one worker. CPU time and memory are measured for the worker only."""
 
     name: str
     port: int
@@ -114,29 +114,29 @@ class Server:
     cookie_name: str
 
     def cookie(self, user_id: str) -> str:
-        """Return the cookie of a browser in which this user is signed in."""
+        """Return the session cookie of this user."""
         flask = Flask('benchmark')
         flask.secret_key = SECRET_KEY
         serializer = SecureCookieSessionInterface().get_signing_serializer(flask)
         return f'{self.cookie_name}={serializer.dumps({"user_id": user_id})}' if serializer else ''
 
     def memory(self) -> tuple[float, float]:
-        """Return what the worker has in memory, and the most it ever had, in MiB; what it shares with others counts."""
+        """Return the current and the peak memory of the worker in MiB, including shared memory."""
         status = dict(line.split(':', 1) for line in Path(f'/proc/{self.worker}/status').read_text().splitlines())
-        now, most = (int(status[name].split()[0]) / 1024 for name in ('VmRSS', 'VmHWM'))
-        return now, most
+        current, peak = (int(status[name].split()[0]) / 1024 for name in ('VmRSS', 'VmHWM'))
+        return current, peak
 
 
 class Bench:
-    """The stand-in, and how to start each server."""
+    """The stand-in for Zendesk, and methods to start and stop the servers under test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes = Processes()
         for name in ('zendesk', 'floor', 'tutorial', 'app'):
             (folder / name).mkdir()
-        for name, home in {'floor': 'floor', 'flask_alone': 'floor', 'tutorial_way': 'tutorial'}.items():
-            shutil.copy(HERE / f'{name}.py', folder / home)
+        for name, destination in {'floor': 'floor', 'flask_alone': 'floor', 'tutorial_way': 'tutorial'}.items():
+            shutil.copy(HERE / f'{name}.py', folder / destination)
         copy_project(folder / 'app')
 
     def start_stand_in(self, all_authorities: bool) -> None:
@@ -159,7 +159,7 @@ class Bench:
         self.processes.stop(server.process)
 
     def settings(self, port: int) -> dict[str, str]:
-        """Return the settings of a server on this port."""
+        """Return the environment variables of a server on this port."""
         return {
             'ZENDESK_CLIENT_ID': 'benchmark',
             'ZENDESK_CLIENT_SECRET': 'benchmark_secret',
@@ -184,39 +184,39 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(all_authorities: bool = False) -> Iterator[Bench]:
+def new_bench(all_authorities: bool = False) -> Iterator[Bench]:
     """
-    Lend a bench with its stand-in; afterwards no process is left, and no file.
+    Yield a Bench with a running stand-in. Afterwards, stop all processes and delete all files.
 
-    With `all_authorities`, the servers trust those that requests trusts by default, too.
+    With `all_authorities`, the servers also trust the CAs that requests trusts by default.
     """
     signals = (signal.SIGINT, signal.SIGTERM)
-    for one in signals:
-        signal.signal(one, lambda *_: sys.exit('Interrupted'))
+    for signum in signals:
+        signal.signal(signum, lambda *_: sys.exit('Interrupted'))
     with tempfile.TemporaryDirectory() as folder:
-        made = Bench(Path(folder))
+        bench = Bench(Path(folder))
         try:
-            made.start_stand_in(all_authorities)
-            yield made
+            bench.start_stand_in(all_authorities)
+            yield bench
         except Exception:
             for output in Path(folder).glob('*/output.txt'):
                 print(f'--- {output.parent.name}', *output.read_text().splitlines()[-20:], sep='\n', file=sys.stderr)
             raise
         finally:
-            for one in signals:
-                signal.signal(one, signal.SIG_IGN)  # a second Ctrl+C would leave the rest running
-            made.processes.stop_all()
+            for signum in signals:
+                signal.signal(signum, signal.SIG_IGN)  # a second Ctrl+C would leave processes running
+            bench.processes.stop_all()
 
 
 def users(number: int) -> dict[str, dict[str, Any]]:
-    """Return so many users with their records."""
+    """Return the records of `number` users by user id."""
     in_a_week = int(time.time()) + 7 * 24 * 3600
 
     def token(user_id: str) -> str:
-        prefix = ONCE if user_id == EXPIRING else ''
+        prefix = ONCE if user_id == EXPIRING_USER_ID else ''
         return (prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH]
 
-    user_ids = [*VISITORS, EXPIRING, *(f'user-{secrets.token_hex(16)}' for _ in range(number - FEWEST_USERS))]
+    user_ids = [*USER_IDS, EXPIRING_USER_ID, *(f'user-{secrets.token_hex(16)}' for _ in range(number - MIN_USERS))]
     return {
         user_id: {
             'access_token': token(user_id),
@@ -228,17 +228,17 @@ def users(number: int) -> dict[str, dict[str, Any]]:
 
 
 def write_users(folder: Path, number: int) -> None:
-    """Write a users.json that holds so many users, in the form in which the app and the tutorial write it."""
+    """Write a users.json with `number` users, in the format of the app and the tutorial."""
     (folder / 'users.json').write_text(json.dumps(users(number), sort_keys=True, indent=2) + '\n')
 
 
 def fill_database(url: str, number: int) -> None:
-    """Let the app's table hold so many users."""
+    """Fill the app's table with `number` users."""
     import psycopg
 
     from zendesk_oauth.postgresql_store import PostgresqlStore
 
-    PostgresqlStore(url).find('nobody')  # makes the tables
+    PostgresqlStore(url).find('user')  # creates the tables
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute('TRUNCATE zendesk_tokens')
         with connection.cursor().copy('COPY zendesk_tokens (user_id, record, dies_at) FROM STDIN') as copy:
@@ -248,12 +248,12 @@ def fill_database(url: str, number: int) -> None:
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Return the environment of a process at home in its folder: no developer's settings or passwords have a say."""
+    """Return the environment of a process. HOME is its folder, to exclude the developer's settings and passwords."""
     return {'PATH': os.environ['PATH'], 'LANG': 'C.UTF-8', 'HOME': str(folder), **variables}
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the processor time that a process has used so far, in the kernel and outside."""
+    """Return the CPU time of a process so far, in user and kernel mode."""
     fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 

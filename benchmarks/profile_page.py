@@ -1,5 +1,5 @@
 """
-Tell where the time of a profile page goes, within one process: no server, and no client but the stand-in's.
+Measure how much time the profile page spends in each library. The app runs in this process, without a server.
 
     .venv/bin/python benchmarks/profile_page.py [--quick]
 """
@@ -23,14 +23,14 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from processes import VISITORS, Bench, Server, bench, environment, write_users
+from processes import USER_IDS, Bench, Server, environment, new_bench, write_users
 from run import table
 from werkzeug.test import EnvironBuilder
 from zendesk_stand_in import NAME, ROLE
 
 from zendesk_oauth import Response
 
-# Where a function stands, in the file names that the profiler notes; a group is what the time is spent on.
+# The groups of the report: each pattern matches file names in the profile.
 GROUPS = {
     'requests, urllib3, ssl': r'/(requests|urllib3|http|email|idna|charset_normalizer)/|/(ssl|socket)\.py$',
     'flask, werkzeug': r'/(flask|werkzeug|blinker)/',
@@ -44,94 +44,94 @@ Function = tuple[str, int, str]  # file, line, name
 
 
 def main(pages: int) -> None:
-    with bench() as made, (made.folder / 'app' / 'log.txt').open('w', buffering=1) as log:
-        write_users(made.folder / 'app', 10)
-        with contextlib.redirect_stderr(log):  # the app logs to where stderr is as it starts
-            ask, call = load_app(made)
+    with new_bench() as bench, (bench.folder / 'app' / 'log.txt').open('w', buffering=1) as log:
+        write_users(bench.folder / 'app', 10)
+        with contextlib.redirect_stderr(log):  # the app's logger keeps the stderr that it finds on import
+            get_page, send_request = load_app(bench)
         for _ in range(pages // 10):
-            ask()
-        figures = [
-            ['the whole page', f'{microseconds(ask, pages):.0f}'],
-            ['the call to Zendesk alone', f'{microseconds(call, pages):.0f}'],
+            get_page()
+        medians = [
+            ['page', f'{microseconds(get_page, pages):.0f}'],
+            ['request to Zendesk', f'{microseconds(send_request, pages):.0f}'],
         ]
         body = json.dumps({'user': {'id': 1, 'name': NAME, 'role': ROLE}}).encode()
         with mock.patch.object(oauth(), 'api_request', return_value=Response(200, {}, body)):
-            figures.append(['the page without the call', f'{microseconds(ask, pages):.0f}'])
-        print(table([f'median of {pages:,}', 'µs'], figures), end='\n\n')
+            medians.append(['page without the request to Zendesk', f'{microseconds(get_page, pages):.0f}'])
+        print(table([f'median of {pages:,} runs', 'µs'], medians), end='\n\n')
 
         profiler = cProfile.Profile()
         with profiler:
             for _ in range(pages):
-                ask()
-        shares = time_by_group(pstats.Stats(profiler), str(made.folder))
+                get_page()
+        shares = time_by_group(pstats.Stats(profiler), str(bench.folder))
         total = sum(shares.values())
         rows = [
             [group, f'{seconds / total:.0%}']
             for group, seconds in sorted(shares.items(), key=itemgetter(1), reverse=True)
         ]
-        print(table(['where the time goes, by the profiler', 'share'], rows))
+        print(table(['time in the profiler, by group', 'share'], rows))
 
 
-def load_app(made: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Import the app from its copy; return what asks it for a profile, and what calls Zendesk as it does."""
-    port = 3000  # nobody listens there
-    folder = made.folder / 'app'
-    variables = environment(folder, LOGURU_LEVEL='INFO', **made.settings(port))  # as gunicorn.conf.py has it
+def load_app(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Import the copied app. Return two functions: get the profile page, and send only the request to Zendesk."""
+    port = 3000  # unused: no server runs
+    folder = bench.folder / 'app'
+    variables = environment(folder, LOGURU_LEVEL='INFO', **bench.settings(port))  # as in gunicorn.conf.py
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     app = importlib.import_module('app').app
     environ = EnvironBuilder('/profile', f'http://localhost:{port}').get_environ()
-    environ['HTTP_COOKIE'] = Server('', port, made.stand_in.process, 0, 'zendesk_oauth_session').cookie(VISITORS[0])
+    environ['HTTP_COOKIE'] = Server('', port, bench.stand_in.process, 0, 'zendesk_oauth_session').cookie(USER_IDS[0])
 
-    def ask() -> None:
+    def get_page() -> None:
         chunks = app.wsgi_app({**environ, 'wsgi.input': io.BytesIO()}, lambda *_: None)
         page = b''.join(chunks)
         chunks.close()
         if NAME.encode() not in page:
-            raise RuntimeError(f'That is not the profile: {page.decode()}')
+            raise RuntimeError(f'This page is not the profile: {page.decode()}')
 
-    def call() -> None:
+    def send_request() -> None:
         oauth().api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {"a" * 64}'})
 
-    return ask, call
+    return get_page, send_request
 
 
 def oauth() -> Any:
     return importlib.import_module('backend_code').oauth
 
 
-def microseconds(act: Callable[[], None], times: int) -> float:
-    taken = []
+def microseconds(run: Callable[[], None], times: int) -> float:
+    seconds = []
     for _ in range(times):
-        begin = time.perf_counter()
-        act()
-        taken.append(time.perf_counter() - begin)
-    return 1e6 * median(taken)
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return 1e6 * median(seconds)
 
 
 def time_by_group(stats: pstats.Stats, folder: str) -> dict[str, float]:
-    """Return the seconds of each group. What belongs to none, such as `re`, counts for those who have called it."""
-    noted: dict[Function, Any] = stats.stats  # type: ignore[attr-defined]
+    """Return the seconds per group. The time of other modules, such as `re`, is attributed to their callers."""
+    entries: dict[Function, Any] = stats.stats  # type: ignore[attr-defined]
 
     def group_of(path: str) -> str:
         if path.startswith(folder) and '/templates/' not in path:
             return "the app's own files"
         return next((group for group, pattern in GROUPS.items() if re.search(pattern, path)), '')
 
-    def share_out(function: Function, seconds: float, passed: tuple[Function, ...]) -> None:
-        group, callers = group_of(function[0]), noted[function][4]
+    def add_time(function: Function, seconds: float, visited: tuple[Function, ...]) -> None:
+        group, callers = group_of(function[0]), entries[function][4]
         total = sum(caller[3] for caller in callers.values())
-        if group or not total or function in passed or seconds < 1e-6:
+        if group or not total or function in visited or seconds < 1e-6:
             shares[group or 'other'] += seconds
             return
         for caller, (*_, cumulative) in callers.items():
-            share_out(caller, seconds * cumulative / total, (*passed, function))
+            add_time(caller, seconds * cumulative / total, (*visited, function))
 
     shares: dict[str, float] = defaultdict(float)
-    for function, (_, _, internal, _, _) in noted.items():
-        share_out(function, internal, ())
+    for function, (_, _, internal, _, _) in entries.items():
+        add_time(function, internal, ())
     return shares
 
 

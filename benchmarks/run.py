@@ -1,18 +1,17 @@
 """
-Measure the profile page: beside the least that Python takes for it, beside the tutorial's way, and with many users.
+Benchmark the profile page against a minimal app (the floor), the tutorial's code, and growing numbers of users.
 
     .venv/bin/pip install -r benchmarks/requirements.txt && .venv/bin/python benchmarks/run.py
 
-It needs Linux, and PostgreSQL (on Debian, apt install postgresql), of which it starts one of its own.
+It needs Linux and PostgreSQL (on Debian, apt install postgresql), and starts a temporary database server.
 
-What comes out are tables in Markdown. The three servers are measured in turn, a few seconds each, again and again, so
-that whatever else the machine does hits all alike. All run under gunicorn with one worker of eight threads and call a
-stand-in for Zendesk on this machine, over TLS; there is no way to it that takes time, so what is measured is the work.
-Each page is looked at, and each has to have cost the calls to Zendesk that it should: a figure that comes of anything
-else would be worth nothing.
+It prints Markdown tables. Short rounds alternate between the servers, so other load on the machine affects all of
+them equally. Each server is gunicorn with one worker and eight threads. It calls a stand-in for Zendesk on this machine
+over TLS, so the results include the CPU time of the request but no network latency. The benchmark fails if a page has
+the wrong content or causes the wrong number of requests to Zendesk.
 
-The servers trust one authority, the stand-in's. Those who call the real Zendesk trust some 140, and whoever makes a
-connection without care parses them all: with --all-authorities, that is measured, too.
+By default, the servers trust only the CA of the stand-in. With the real Zendesk, a server trusts about 140 CAs, and
+requests parses all their certificates for each new connection. --all-authorities includes that cost.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from processes import EXPIRING, VISITORS, Bench, Server, bench, cpu_seconds, fill_database, write_users
+from processes import EXPIRING_USER_ID, USER_IDS, Bench, Server, cpu_seconds, fill_database, new_bench, write_users
 from zendesk_stand_in import NAME
 
-from postgresql import Postgresql  # isort: skip - processes has told where it is
+from postgresql import Postgresql  # isort: skip - importing processes extends sys.path
 
 LOAD = Path(__file__).with_name('load.py')
 
 
 class Plan(NamedTuple):
-    """How long it takes: times are in seconds."""
+    """The duration and size of a run. Times are in seconds."""
 
     rounds: int
-    together: float  # with all visitors, for each server in each round
-    alone: float  # with one visitor
-    stored: tuple[int, ...]  # numbers of users
+    concurrent: float  # time with all users, for each server in each round
+    single: float  # time with one user
+    stored_users: tuple[int, ...]  # numbers of users to measure
     passes: int  # through these numbers
-    growing: float  # for each kind of page with each number of users
-    at_least: int  # pages of that kind, however long they take
+    growth: float  # time for each kind of page with each number of users
+    at_least: int  # pages of each kind, even if they take longer than `growth`
 
 
-FULL = Plan(rounds=7, together=3, alone=1, stored=(10, 1_000, 10_000, 100_000), passes=2, growing=2, at_least=5)
-QUICK = Plan(rounds=3, together=1, alone=0.4, stored=(10, 1_000, 10_000), passes=1, growing=0.5, at_least=3)
+FULL = Plan(rounds=7, concurrent=3, single=1, stored_users=(10, 1_000, 10_000, 100_000), passes=2, growth=2, at_least=5)
+QUICK = Plan(rounds=3, concurrent=1, single=0.4, stored_users=(10, 1_000, 10_000), passes=1, growth=0.5, at_least=3)
 
 
-class Measured(NamedTuple):
-    """What came of some pages; `times` are those of each page."""
+class Measurement(NamedTuple):
+    """The result of one measurement. Times are in seconds; `times` has the duration of each page."""
 
     times: list[float]
     seconds: float
@@ -71,7 +70,7 @@ class Measured(NamedTuple):
 
 
 class Store(NamedTuple):
-    """One of the stores that are filled with more and more users."""
+    """A store to measure with a growing number of users."""
 
     name: str
     fill: Callable[[int], None]
@@ -79,47 +78,47 @@ class Store(NamedTuple):
 
 
 def main(plan: Plan, all_authorities: bool) -> None:
-    with bench(all_authorities) as made, postgresql() as database_url:
-        print(f'{surroundings()}\n')
+    with new_bench(all_authorities) as bench, postgresql() as database_url:
+        print(f'{system_info()}\n')
         for name in ('tutorial', 'app'):
-            write_users(made.folder / name, 10)
+            write_users(bench.folder / name, 10)
         servers = [
-            made.start_floor(),
-            made.start_tutorial_way(),
-            made.start_app(),
-            made.start_app('this app, with all its log (LOGURU_LEVEL=DEBUG)', LOGURU_LEVEL='DEBUG'),
-            made.start_flask_alone(),
+            bench.start_floor(),
+            bench.start_tutorial_way(),
+            bench.start_app(),
+            bench.start_app('this app, with debug logging (LOGURU_LEVEL=DEBUG)', LOGURU_LEVEL='DEBUG'),
+            bench.start_flask_alone(),
         ]
-        print(side_by_side(made, servers, plan), end='\n\n', flush=True)
+        print(compare(bench, servers, plan), end='\n\n', flush=True)
         memory = {f'{server.name}, 10 users': server.memory() for server in servers}
         for server in servers:
-            made.stop(server)
-        print(growth(stores(made, database_url), made, plan, memory), end='\n\n', flush=True)
-        rows = ([what, *(f'{size:.0f}' for size in sizes)] for what, sizes in memory.items())
-        print(table(['memory of the worker', 'MiB', 'at most'], rows))
+            bench.stop(server)
+        print(growth(stores(bench, database_url), bench, plan, memory), end='\n\n', flush=True)
+        rows = ([name, *(f'{size:.0f}' for size in sizes)] for name, sizes in memory.items())
+        print(table(['worker memory', 'MiB', 'peak MiB'], rows))
 
 
-def surroundings() -> str:
+def system_info() -> str:
     releases = [f'{name} {importlib.metadata.version(name)}' for name in ('gunicorn', 'flask', 'requests', 'urllib3')]
-    machine = f'{os.cpu_count()} processors, which others had at a load of {os.getloadavg()[0]:.1f} at the start'
+    machine = f'{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f} at the start'
     return ', '.join([f'Python {platform.python_version()}', *releases, machine])
 
 
-def stores(made: Bench, database_url: str) -> list[Store]:
+def stores(bench: Bench, database_url: str) -> list[Store]:
     return [
-        Store("the tutorial's way", partial(write_users, made.folder / 'tutorial'), made.start_tutorial_way),
-        Store('this app, users.json', partial(write_users, made.folder / 'app'), made.start_app),
+        Store("the tutorial's way", partial(write_users, bench.folder / 'tutorial'), bench.start_tutorial_way),
+        Store('this app, users.json', partial(write_users, bench.folder / 'app'), bench.start_app),
         Store(
             'this app, PostgreSQL',
             partial(fill_database, database_url),
-            partial(made.start_app, DATABASE_URL=database_url),
+            partial(bench.start_app, DATABASE_URL=database_url),
         ),
     ]
 
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """Lend the address of a PostgreSQL as it comes, in a folder of its own."""
+    """Yield the URL of a temporary PostgreSQL server with default settings."""
     server = Postgresql()
     try:
         yield server.url
@@ -127,22 +126,22 @@ def postgresql() -> Iterator[str]:
         server.remove()
 
 
-# --- Side by side --- #
+# --- Comparison --- #
 
 
-def side_by_side(made: Bench, servers: list[Server], plan: Plan) -> str:
+def compare(bench: Bench, servers: list[Server], plan: Plan) -> str:
     for server in servers:
-        measure(made, server, VISITORS, seconds=plan.alone)
-    together: dict[str, list[Measured]] = {server.name: [] for server in servers}
-    alone: dict[str, list[Measured]] = {server.name: [] for server in servers}
+        measure(bench, server, USER_IDS, seconds=plan.single)
+    concurrent: dict[str, list[Measurement]] = {server.name: [] for server in servers}
+    single: dict[str, list[Measurement]] = {server.name: [] for server in servers}
     for _ in range(plan.rounds):
         for server in servers:
-            together[server.name].append(measure(made, server, VISITORS, seconds=plan.together))
-            alone[server.name].append(measure(made, server, VISITORS[:1], seconds=plan.alone))
+            concurrent[server.name].append(measure(bench, server, USER_IDS, seconds=plan.concurrent))
+            single[server.name].append(measure(bench, server, USER_IDS[:1], seconds=plan.single))
 
-    floor, tutorial, *_ = together.values()
+    floor, tutorial, *_ = concurrent.values()
     rows = []
-    for name, rounds in together.items():
+    for name, rounds in concurrent.items():
         pages = sum(len(each.times) for each in rounds)
         rates = [each.rate for each in rounds]
         rows.append(
@@ -152,7 +151,7 @@ def side_by_side(made: Bench, servers: list[Server], plan: Plan) -> str:
                 f'{ratio(rounds, floor):.0%}',
                 f'{ratio(rounds, tutorial):.2f}',
                 milliseconds(time for each in rounds for time in each.times),
-                milliseconds(time for each in alone[name] for time in each.times),
+                milliseconds(time for each in single[name] for time in each.times),
                 f'{1000 * sum(each.cpu for each in rounds) / pages:.2f}',
                 f'{1000 * sum(each.zendesk_cpu for each in rounds) / pages:.2f}',
                 f'{100 * sum(each.connections for each in rounds) / pages:.1f}',
@@ -161,49 +160,52 @@ def side_by_side(made: Bench, servers: list[Server], plan: Plan) -> str:
     head = [
         f'profile page, median of {plan.rounds} rounds',
         'pages per second (min–max)',
-        'of the floor',
-        "times the tutorial's",
-        f'ms per page, {len(VISITORS)} visitors at once',
-        'ms, one alone',
-        'CPU ms of the worker per page',
-        'CPU ms of the stand-in',
+        'relative to the floor',
+        "relative to the tutorial's way",
+        f'ms per page, {len(USER_IDS)} concurrent users',
+        'ms per page, one user',
+        'worker CPU ms per page',
+        'stand-in CPU ms per page',
         'new TLS connections per 100 pages',
     ]
     return table(head, rows)
 
 
-def ratio(rounds: list[Measured], others: list[Measured]) -> float:
-    """Return how many times the pages of the others came, by the median of the rounds: each has its own weather."""
-    return median(one.rate / other.rate for one, other in zip(rounds, others, strict=True))
+def ratio(rounds: list[Measurement], others: list[Measurement]) -> float:
+    """Return the median ratio of the page rates. Rates are compared within a round, because machine load varies."""
+    return median(mine.rate / other.rate for mine, other in zip(rounds, others, strict=True))
 
 
 # --- Growth --- #
 
 
-def growth(stores: list[Store], made: Bench, plan: Plan, memory: dict[str, tuple[float, float]]) -> str:
-    """Measure each store with more and more users, and note in `memory` what the most of them take."""
+def growth(stores: list[Store], bench: Bench, plan: Plan, memory: dict[str, tuple[float, float]]) -> str:
+    """Measure each store with a growing number of users. Add the memory for the largest number to `memory`."""
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for turn in range(plan.passes):
-        # Up, down, up: a machine that becomes slower meanwhile does not pass for a store that does.
-        for number in reversed(plan.stored) if turn % 2 else plan.stored:
+    for pass_number in range(plan.passes):
+        # Alternate the direction, so that a machine that slows down does not look like a slow store.
+        for number in reversed(plan.stored_users) if pass_number % 2 else plan.stored_users:
             for store in stores:
                 store.fill(number)
                 server = store.start()
-                measure(made, server, VISITORS[:1], at_most=5)
-                measure(made, server, [EXPIRING], at_most=1)  # from now on, each of this user's pages is a refresh
-                pages = partial(measure, made, server, seconds=plan.growing, at_least=plan.at_least, at_most=500)
-                times[f'{store.name}: profile', number] += pages(VISITORS[:1]).times
-                times[f'{store.name}: refresh', number] += pages([EXPIRING], refreshes=1).times
-                if number == plan.stored[-1]:
+                measure(bench, server, USER_IDS[:1], at_most=5)
+                # Use up this user's first access token, so that each measured page needs a refresh.
+                measure(bench, server, [EXPIRING_USER_ID], at_most=1)
+                pages = partial(measure, bench, server, seconds=plan.growth, at_least=plan.at_least, at_most=500)
+                times[f'{store.name}: profile', number] += pages(USER_IDS[:1]).times
+                times[f'{store.name}: refresh', number] += pages([EXPIRING_USER_ID], refreshes=1).times
+                if number == plan.stored_users[-1]:
                     memory[f'{store.name}, {number:,} users'] = server.memory()
-                made.stop(server)
+                bench.stop(server)
 
     columns = list(dict.fromkeys(column for column, _ in times))
-    rows = [[f'{number:,}', *(milliseconds(times[column, number]) for column in columns)] for number in plan.stored]
-    first, last = plan.stored[0], plan.stored[-1]
+    rows = [
+        [f'{number:,}', *(milliseconds(times[column, number]) for column in columns)] for number in plan.stored_users
+    ]
+    first, last = plan.stored_users[0], plan.stored_users[-1]
     ratios = (median(times[column, last]) / median(times[column, first]) for column in columns)
     return table(
-        ['ms per page, by stored users', *columns],
+        ['ms per page, by number of stored users', *columns],
         [*rows, [f'{last:,} : {first:,}', *(f'{each:.1f}' for each in ratios)]],
     )
 
@@ -212,19 +214,19 @@ def growth(stores: list[Store], made: Bench, plan: Plan, memory: dict[str, tuple
 
 
 def measure(
-    made: Bench,
+    bench: Bench,
     server: Server,
     user_ids: list[str],
     seconds: float = 60,
     at_least: int = 0,
     at_most: int = sys.maxsize,
     refreshes: int = 0,
-) -> Measured:
+) -> Measurement:
     """
-    Let these users ask for the profile, all at once; each page has to cost one GET and so many refreshes.
+    Measure the profile page with these users, concurrently. Each page must cause one GET and `refreshes` refreshes.
 
     Raises:
-        RuntimeError: a page was none, or cost something else.
+        RuntimeError: a page has the wrong content, or the number of requests to Zendesk is wrong.
     """
     options = {
         'port': server.port,
@@ -234,7 +236,7 @@ def measure(
         'at_least': at_least,
         'at_most': at_most,
     }
-    zendesk = made.stand_in
+    zendesk = bench.stand_in
     counts, cpu, zendesk_cpu = zendesk.counts(), cpu_seconds(server.worker), cpu_seconds(zendesk.process.pid)
     load = subprocess.run(  # noqa: S603
         [sys.executable, '-I', LOAD, json.dumps(options)], capture_output=True, text=True, start_new_session=True
@@ -242,13 +244,13 @@ def measure(
     cpu, zendesk_cpu = cpu_seconds(server.worker) - cpu, cpu_seconds(zendesk.process.pid) - zendesk_cpu
     if load.returncode:
         raise RuntimeError(f'{server.name}: {load.stderr}')
-    times, taken = json.loads(load.stdout)
+    times, duration = json.loads(load.stdout)
     counted = {name: number - counts[name] for name, number in zendesk.counts().items()}
-    # A GET more for each refresh: the one that is answered with 401.
+    # Each refresh adds one GET, which returns 401.
     expected = {'gets': len(times) * (1 + refreshes), 'posts': len(times) * refreshes}
     if any(counted[name] != number for name, number in expected.items()):
-        raise RuntimeError(f'{server.name}: {len(times)} pages should have cost {expected}, and did cost {counted}')
-    return Measured(times, taken, cpu, zendesk_cpu, counted['connections'])
+        raise RuntimeError(f'{server.name}: {len(times)} pages should cause {expected}, but caused {counted}')
+    return Measurement(times, duration, cpu, zendesk_cpu, counted['connections'])
 
 
 # --- Printing --- #
@@ -263,8 +265,10 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--quick', action='store_true', help='about a minute, for rough figures')
-    parser.add_argument('--all-authorities', action='store_true', help='trust those of the internet, too')
+    parser = argparse.ArgumentParser(description='Benchmark the profile page and print the results as Markdown tables.')
+    parser.add_argument('--quick', action='store_true', help='run for about one minute, with rough results')
+    parser.add_argument(
+        '--all-authorities', action='store_true', help='also trust the public CAs, as with the real Zendesk'
+    )
     arguments = parser.parse_args()
     main(QUICK if arguments.quick else FULL, arguments.all_authorities)

@@ -1,9 +1,8 @@
 """
-The profile page in the tutorial's way: users.json is parsed at each visit, and each call makes a connection of its own.
+The profile page as the tutorial writes it: each page parses users.json and opens a new connection for each request.
 
-Three things differ, for without them there would be nothing to compare. The address and the key that signs the session
-come from the environment. And storing one user's tokens keeps those of the others: the tutorial drops them, so that
-after one refresh the file would be small.
+Three changes make it comparable. Zendesk's address and the secret key come from the environment. Storing one user's
+tokens keeps the tokens of the other users: the tutorial deletes them, so one refresh would make the file small.
 """
 
 from __future__ import annotations
@@ -32,28 +31,28 @@ def profile() -> ResponseReturnValue:
     if tokens is None:
         return redirect('/grant_access')
 
-    logger.info('Asking for the profile')
-    answer = show_self(tokens)
-    if answer.status_code == 401:
+    logger.info('Requesting the profile')
+    response = show_self(tokens)
+    if response.status_code == 401:
         logger.info('The access token has expired: refreshing')
-        tokens = refreshed(tokens['refresh_token'])
+        tokens = refresh(tokens['refresh_token'])
         if tokens is None:
             return redirect('/grant_access')
-        logger.info('Asking again')
-        answer = show_self(tokens)
+        logger.info('Retrying the request')
+        response = show_self(tokens)
 
     logger.info('Showing the profile')
-    user = answer.json()['user']
+    user = response.json()['user']
     return f'<p>👋 Hi, {user["name"]}!</p><p>Your role at Zendesk: <strong>{user["role"]}</strong>.</p>'
 
 
 def show_self(tokens: dict[str, str]) -> requests.Response:
     headers = {'Authorization': f'Bearer {tokens["access_token"]}'}
-    return requests.get(f'{ZENDESK}/api/v2/users/me', headers=headers)  # noqa: S113 - that is its way
+    return requests.get(f'{ZENDESK}/api/v2/users/me', headers=headers)  # noqa: S113 - the tutorial has no timeout
 
 
-def refreshed(refresh_token: str) -> dict[str, str] | None:
-    logger.info('Trading the refresh token')
+def refresh(refresh_token: str) -> dict[str, str] | None:
+    logger.info('Sending the refresh token')
     form = {
         'grant_type': 'refresh_token',
         'refresh_token': refresh_token,
@@ -63,15 +62,15 @@ def refreshed(refresh_token: str) -> dict[str, str] | None:
         'expires_in': 360,
         'refresh_token_expires_in': 604800,
     }
-    answer = requests.post(f'{ZENDESK}/oauth/tokens', data=form)  # noqa: S113
-    if answer.status_code == 400 and 'invalid_grant' in answer.text:
+    response = requests.post(f'{ZENDESK}/oauth/tokens', data=form)  # noqa: S113
+    if response.status_code == 400 and 'invalid_grant' in response.text:
         return None
-    tokens = {name: answer.json()[name] for name in ('access_token', 'refresh_token')}
+    tokens = {name: response.json()[name] for name in ('access_token', 'refresh_token')}
     store(tokens)
     return tokens
 
 
-def all_users() -> dict[str, Any]:
+def read_users() -> dict[str, Any]:
     if not USERS.exists():
         return {}
     with USERS.open() as file:
@@ -80,11 +79,11 @@ def all_users() -> dict[str, Any]:
 
 
 def stored_tokens() -> dict[str, str] | None:
-    return all_users().get(str(session.get('user_id')))
+    return read_users().get(str(session.get('user_id')))
 
 
 def store(tokens: dict[str, str]) -> None:
     logger.info('Storing the new tokens')
-    users = {**all_users(), str(session.get('user_id')): tokens}
+    users = {**read_users(), str(session.get('user_id')): tokens}
     with USERS.open('w') as file:
         json.dump(users, file, sort_keys=True, indent=2)

@@ -1,14 +1,15 @@
 """
-A stand-in for Zendesk that costs next to nothing, so that a benchmark measures who calls it.
+A stand-in for Zendesk that uses little CPU time, so that the benchmarks measure its clients.
 
     python zendesk_stand_in.py PORT FOLDER
 
-It speaks TLS, as localhost, and puts the certificate of its authority into the folder. One thread serves all
-connections, and parses no more than it needs: with asyncio, each answer would cost half as much again.
+It serves HTTPS on localhost and writes its CA certificate to FOLDER. One thread serves all connections and parses only
+what it needs. With asyncio, a response would cost 50% more CPU time.
 
-Two words in a token tell how it behaves. An access token that begins with `once-` is good for one call, and then
-expired; a refresh token that begins so is traded for a pair that begins so, too. Any refresh token is good for one
-trade. GET /counts tells what has come so far: `gets`, `posts` and `connections`.
+An access token that starts with `once-` expires after one request. A refresh token that starts with `once-` returns new
+tokens that also start with `once-`. Every refresh token is valid once.
+
+GET /counts returns the numbers of `gets`, `posts` and `connections` so far.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from urllib.parse import parse_qs
 
 import trustme
 
-AUTHORITY = 'authority.pem'
+CA_FILE = 'ca.pem'
 NAME, ROLE = 'Amara Okafor', 'agent'
 ONCE = 'once-'
 TOKEN_LENGTH = 64
 
-# As long as Zendesk's: https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
+# As large as a real response: https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
 USER = {
     'id': 35436,
     'url': 'https://localhost/api/v2/users/35436.json',
@@ -87,49 +88,51 @@ USER = {
 }
 
 
-def answer(status: str, data: object) -> bytes:
+def json_response(status: str, data: object) -> bytes:
     body = json.dumps(data).encode()
     head = f'HTTP/1.1 {status}\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n'
     return head.encode() + body
 
 
-PROFILE = answer('200 OK', {'user': USER})
-EXPIRED = answer('401 Unauthorized', {'error': 'invalid_token', 'error_description': 'The access token expired'})
-SPENT = answer('400 Bad Request', {'error': 'invalid_grant', 'error_description': 'The refresh token is not valid'})
-UNKNOWN = answer('404 Not Found', {'error': 'InvalidEndpoint'})
+PROFILE = json_response('200 OK', {'user': USER})
+EXPIRED = json_response('401 Unauthorized', {'error': 'invalid_token', 'error_description': 'The access token expired'})
+INVALID_GRANT = json_response(
+    '400 Bad Request', {'error': 'invalid_grant', 'error_description': 'The refresh token is not valid'}
+)
+NOT_FOUND = json_response('404 Not Found', {'error': 'InvalidEndpoint'})
 
 counts: Counter[str] = Counter(gets=0, posts=0, connections=0)
-spent: set[str] = set()
+used_tokens: set[str] = set()
 
 
-def answer_to(head: bytes, body: bytes) -> bytes:
-    """Return the answer to a request, and count it."""
+def respond(head: bytes, body: bytes) -> bytes:
+    """Return the response to a request, and count the request."""
     if head.startswith(b'GET /api/v2/users/me '):
         counts['gets'] += 1
         found = re.search(rb'\r\nAuthorization: Bearer ([!-~]+)', head, re.IGNORECASE)
         token = found[1].decode() if found else ''
-        return PROFILE if token and not is_spent(token, only_once=token.startswith(ONCE)) else EXPIRED
+        return PROFILE if token and not is_used(token, single_use=token.startswith(ONCE)) else EXPIRED
     if head.startswith(b'POST /oauth/tokens '):
         counts['posts'] += 1
         refresh_token = parse_qs(body.decode()).get('refresh_token', [''])[0]
-        return SPENT if not refresh_token or is_spent(refresh_token) else new_pair(refresh_token)
-    return answer('200 OK', counts) if head.startswith(b'GET /counts ') else UNKNOWN
+        return INVALID_GRANT if not refresh_token or is_used(refresh_token) else new_tokens(refresh_token)
+    return json_response('200 OK', counts) if head.startswith(b'GET /counts ') else NOT_FOUND
 
 
-def is_spent(token: str, only_once: bool = True) -> bool:
-    """Tell whether a token has been used before; this is its use."""
-    if not only_once:
+def is_used(token: str, single_use: bool = True) -> bool:
+    """Return True if the token was used before. Mark it as used if it is for one use."""
+    if not single_use:
         return False
-    if token in spent:
+    if token in used_tokens:
         return True
-    spent.add(token)
+    used_tokens.add(token)
     return False
 
 
-def new_pair(refresh_token: str) -> bytes:
+def new_tokens(refresh_token: str) -> bytes:
     prefix = ONCE if refresh_token.startswith(ONCE) else ''
     access_token, refresh_token = ((prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH] for _ in range(2))
-    return answer(
+    return json_response(
         '200 OK',
         {
             'access_token': access_token,
@@ -143,19 +146,19 @@ def new_pair(refresh_token: str) -> bytes:
 
 
 class Connection:
-    """One client, from the handshake to the end; no call waits for it."""
+    """A non-blocking connection to one client."""
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
         self.socket = connection
-        self.greeted = False
+        self.handshake_done = False
         self.received = b''
 
-    def go_on(self) -> bool:
-        """Do what can be done now; return False at the end."""
+    def receive(self) -> bool:
+        """Process the available data. Return False if the connection must be closed."""
         try:
-            if not self.greeted:
+            if not self.handshake_done:
                 self.socket.do_handshake()
-                self.greeted = True
+                self.handshake_done = True
                 counts['connections'] += 1
             data = self.socket.recv(65536)
         except ssl.SSLWantReadError:
@@ -163,15 +166,15 @@ class Connection:
         except OSError:
             return False
         self.received += data
-        return bool(data) and self.answer_what_has_come()
+        return bool(data) and self.handle_request()
 
-    def answer_what_has_come(self) -> bool:
+    def handle_request(self) -> bool:
         head, end, body = self.received.partition(b'\r\n\r\n')
         length = re.search(rb'\r\nContent-Length: (\d+)', head, re.IGNORECASE)
         if not end or (length and len(body) < int(length[1])):
             return True
-        self.received = b''  # a client that waits for the answer has sent nothing more
-        self.socket.sendall(answer_to(head, body))
+        self.received = b''  # no pipelining: a client sends nothing before it has the response
+        self.socket.sendall(respond(head, body))
         return b'\r\nConnection: close' not in head
 
 
@@ -187,16 +190,16 @@ def serve(port: int, context: ssl.SSLContext) -> None:
                 client.setblocking(False)
                 wrapped = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 selector.register(wrapped, selectors.EVENT_READ, Connection(wrapped))
-            elif not key.data.go_on():
+            elif not key.data.receive():
                 selector.unregister(key.data.socket)
                 key.data.socket.close()
 
 
 def main(port: int, folder: Path) -> None:
-    authority = trustme.CA()
+    ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert('localhost').configure_cert(context)
-    authority.cert_pem.write_to_path(str(folder / AUTHORITY))
+    ca.issue_cert('localhost').configure_cert(context)
+    ca.cert_pem.write_to_path(str(folder / CA_FILE))
     serve(port, context)
 
 
