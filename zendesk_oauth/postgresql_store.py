@@ -1,9 +1,8 @@
 """
-The tokens in PostgreSQL: for more visits than one machine can serve, or more users than a file is good for.
+PostgresqlStore keeps the tokens in PostgreSQL, for several machines or for many users.
 
-Each method is one statement, or several that may as well happen one by one, so no transaction is ever left open. Where
-a connection breaks, nobody can tell whether the statement has arrived, and it is sent again over a new one: the second
-time changes nothing, or finds done what it was to do.
+Each method executes one statement, or several independent ones, so no transaction stays open. Repeating a statement is
+safe, so it is retried if the connection breaks.
 """
 
 from __future__ import annotations
@@ -46,26 +45,26 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from zendesk_oauth.errors import LockTimeout, StoreError
 from zendesk_oauth.stores import HOUR, REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, purge_at, valid_record
 
-MAX_CONNECTIONS = 5  # of each process, and one for the signs of life; a statement takes about a millisecond
+MAX_CONNECTIONS = 5  # per process, plus one to renew locks; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
 STATEMENT_TIMEOUT = 5  # seconds
 
-PATIENCE = 1  # seconds to try again where a connection breaks: a restart need not cost anybody a page
-TRY_AGAIN = 0.05  # seconds between two tries
+PATIENCE = 1  # seconds to retry after a connection error, for example during a restart of the database
+TRY_AGAIN = 0.05  # seconds between two attempts
 
-LEASE = 5  # seconds that the lock for a refresh outlives the last sign of life of its holder
-SIGN_OF_LIFE = 1  # seconds between two of them
-LOOK_AGAIN = 0.05  # seconds between two looks at a lock that somebody else holds
-LATE_ANSWER = 0.5  # seconds for a holder who was taken for dead to store what Zendesk has answered
+LEASE = 5  # seconds until a refresh lock expires after its last renewal
+SIGN_OF_LIFE = 1  # seconds between two renewals of a lock
+LOOK_AGAIN = 0.05  # seconds between two attempts to acquire a lock
+LATE_ANSWER = 0.5  # seconds to wait for the holder of an expired lock to store new tokens
 
-REMEDY = 'Check that PostgreSQL runs and can be reached, and DATABASE_URL; the app goes on by itself'
+REMEDY = 'Check that PostgreSQL runs and is reachable, and check DATABASE_URL. The app reconnects automatically'
 
-# How libpq is told about the limits; what DATABASE_URL says itself goes before.
+# Connection parameters of libpq. Parameters in DATABASE_URL take precedence.
 # https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 LIMITS = {
     'connect_timeout': CONNECT_TIMEOUT,
     'tcp_user_timeout': STATEMENT_TIMEOUT * 1000,
-    # Whether the other end is still there, asked after 3 seconds without a word: by default, it would be after hours.
+    # Check an idle connection after 3 seconds. The default is two hours on most systems.
     'keepalives_idle': 3,
     'keepalives_interval': 1,
     'keepalives_count': 3,
@@ -78,8 +77,8 @@ TOKENS = Table(
     'zendesk_tokens',
     _metadata,
     Column('user_id', Text, primary_key=True),
-    Column('record', JSONB, nullable=False),  # what users.json has for a user
-    Column('dies_at', BigInteger, index=True),  # seconds since 1970; null if nobody knows
+    Column('record', JSONB, nullable=False),  # the same record as in users.json
+    Column('dies_at', BigInteger, index=True),  # seconds since 1970; null if unknown
 )
 LOCKS = Table(
     'zendesk_refreshes',
@@ -102,9 +101,10 @@ log = logging.getLogger('zendesk_oauth')
 
 class PostgresqlStore(Store):
     """
-    The records in the table zendesk_tokens of the database at `url`, for all machines that use it.
+    Store records in the table zendesk_tokens of the database at `url`, for all machines that use it.
 
-    The tables are made as they are first missed. While the database is away, all methods raise StoreError.
+    Missing tables are created when they are first needed. While the database is unavailable, all methods raise
+    StoreError.
     """
 
     def __init__(self, url: str) -> None:
@@ -134,7 +134,7 @@ class PostgresqlStore(Store):
 
         def work(db: Connection) -> Any:
             nonlocal before
-            # If this is the second time, the first may have removed it and not come to tell.
+            # In a retry, the record may be gone already: the first attempt deleted it, and then the connection broke.
             removed, before = before, before or _stored(db, user_id)
             return db.scalar(delete(TOKENS).where(TOKENS.c.user_id == user_id).returning(TOKENS.c.record)) or removed
 
@@ -159,20 +159,18 @@ class PostgresqlStore(Store):
     @contextlib.contextmanager
     def refresh_lock(self, user_id: str) -> Iterator[Record | None]:
         """
-        Hold a lock of this user's own: a row that says until when.
+        Hold the user's lock: a row with an expiry time.
 
-        The holder puts that off again and again. When it dies, the lock is free after LEASE seconds; and when its
-        connection breaks, it is not, as it would be with a lock of PostgreSQL's own (pg_advisory_lock). That one would
-        let another refresh begin while Zendesk is still busy with the first, and it would occupy a connection for each
-        visitor who waits.
+        The holder renews the lock. If the holder crashes, the lock expires after LEASE seconds. An advisory lock
+        (pg_advisory_lock) would be released as soon as the connection breaks, so a second refresh could start before
+        the first one ends. It would also occupy a connection for each waiting request.
         """
         holder = secrets.token_hex(16)
         deadline = time.monotonic() + REFRESH_TIMEOUT
         while (at_once := self._try_lock(user_id, holder)) is None:
             if time.monotonic() > deadline:
                 raise LockTimeout(
-                    f'another refresh of the same tokens is not over after {REFRESH_TIMEOUT} s. Nothing to do but try '
-                    'again'
+                    f'Another refresh of the same tokens did not end within {REFRESH_TIMEOUT} s. Try again later'
                 )
             time.sleep(LOOK_AGAIN)
 
@@ -180,12 +178,12 @@ class PostgresqlStore(Store):
         threading.Thread(target=self._renew_lock, args=(user_id, holder, over), daemon=True).start()
         try:
             if not at_once:
-                # When the database comes back, all do: who refreshed meanwhile is to store the new pair first.
+                # After a database outage, give the previous holder time to store its new tokens.
                 time.sleep(LATE_ANSWER)
             yield self.find(user_id)
         finally:
             over.set()
-            with contextlib.suppress(StoreError):  # then it is free after LEASE seconds
+            with contextlib.suppress(StoreError):  # the lock expires after LEASE seconds
                 self._execute(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
 
     def consume_once(self, key: str, expires_at: int) -> bool:
@@ -197,27 +195,27 @@ class PostgresqlStore(Store):
         return self._execute(work)
 
     def _try_lock(self, user_id: str, holder: str) -> bool | None:
-        """Take the lock, in one statement. Return True if it was free, False if its holder was dead, else None."""
+        """Acquire the lock. Return True if it was free, False if it had expired, None if another holder has it."""
         mine = {'user_id': user_id, 'holder': holder, 'held_until': _from_now(LEASE)}
         free = or_(LOCKS.c.held_until < func.now(), LOCKS.c.holder == holder)
         take = insert(LOCKS).values(mine).on_conflict_do_update(index_elements=['user_id'], set_=mine, where=free)
-        was_free = literal_column('xmax = 0', Boolean)  # as it is in a row that nobody has changed
+        was_free = literal_column('xmax = 0', Boolean)  # true if the row was inserted, false if it was updated
         return self._execute(lambda db: db.scalar(take.returning(was_free)))
 
     def _renew_lock(self, user_id: str, holder: str, over: threading.Event) -> None:
         longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
         while not over.wait(SIGN_OF_LIFE):
-            with contextlib.suppress(StoreError):  # the next one may come through
-                self._execute(lambda db: db.execute(longer), connections=1)  # its own: others' may all be waiting
+            with contextlib.suppress(StoreError):  # the next attempt may succeed
+                self._execute(lambda db: db.execute(longer), connections=1)  # the main pool may be exhausted
 
     def _execute(
         self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS
     ) -> T:
         """
-        Let `work` talk to the database; again for `patience` seconds where it is a matter of connections.
+        Return the result of `work`, called with a connection. Retry for `patience` seconds after connection errors.
 
         Raises:
-            StoreError: the database is away, or refuses.
+            StoreError: the database is unavailable, or rejects the statement.
         """
         deadline = time.monotonic() + patience
         tables_missed = False
@@ -225,7 +223,7 @@ class PostgresqlStore(Store):
             try:
                 with _engine(self._url, os.getpid(), connections).connect() as db:
                     return work(db)
-            except (SQLAlchemyError, UnicodeError) as error:  # the second: a name that is none
+            except (SQLAlchemyError, UnicodeError) as error:  # UnicodeError: the host name is invalid
                 problem: Exception = error
             if _is_missing_table(problem) and not tables_missed:
                 tables_missed = True
@@ -233,11 +231,11 @@ class PostgresqlStore(Store):
             elif _may_pass(problem) and time.monotonic() < deadline:
                 time.sleep(TRY_AGAIN)
             else:
-                raise StoreError(f"{self} in the database can't be used: {_cause(problem)}. {REMEDY}") from problem
+                raise StoreError(f"The table {self} can't be accessed: {_cause(problem)}. {REMEDY}") from problem
 
     def _make_tables(self) -> None:
-        """Make the tables; one process at a time, as "if not exists" alone fails where two do it at once."""
-        log.info('Making the tables in the database')
+        """Create the tables, under a lock: simultaneous "create table if not exists" statements can fail."""
+        log.info('Creating the database tables')
         try:
             engine = _engine(self._url, os.getpid(), MAX_CONNECTIONS)
             with engine.execution_options(isolation_level='READ COMMITTED').begin() as db:
@@ -245,13 +243,13 @@ class PostgresqlStore(Store):
                 _metadata.create_all(db)
         except SQLAlchemyError as error:
             raise StoreError(
-                f"The tables can't be made: {_cause(error)}. Allow the user in DATABASE_URL to create tables"
+                f"The tables can't be created: {_cause(error)}. Allow the user in DATABASE_URL to create tables"
             ) from error
 
 
 @functools.cache
 def _engine(url: str, process_id: int, connections: int) -> Engine:
-    """Return connections of this process: over one that was there before a fork, two processes would talk at once."""
+    """Return the connection pool of this process: a forked process must not use its parent's connections."""
     address = make_url(url).set(drivername='postgresql+psycopg')
     return create_engine(
         address,
@@ -259,7 +257,7 @@ def _engine(url: str, process_id: int, connections: int) -> Engine:
         pool_size=connections,
         max_overflow=0,
         pool_timeout=STATEMENT_TIMEOUT,
-        hide_parameters=True,  # in errors: they are tokens
+        hide_parameters=True,  # keeps tokens out of error messages
         connect_args={name: value for name, value in LIMITS.items() if name not in address.query},
     )
 
@@ -273,7 +271,7 @@ def _held_by(user_id: str, holder: str) -> tuple[ColumnElement[bool], ...]:
 
 
 def _from_now(seconds: float) -> ColumnElement[Any]:
-    """Return a time by the database's clock: that of no machine need be right."""
+    """Return a time by the database's clock: the clocks of the app's machines can differ."""
     return func.now() + timedelta(seconds=seconds)
 
 
@@ -282,11 +280,11 @@ def _is_missing_table(problem: Exception) -> bool:
 
 
 def _may_pass(problem: Exception) -> bool:
-    """Tell whether it is a matter of connections and not of the statement."""
+    """Return True for a connection error, False for an error in the statement."""
     return not isinstance(problem, DBAPIError) or isinstance(problem, (InterfaceError, OperationalError))
 
 
 def _cause(problem: Exception) -> str:
-    """Say in a line what the matter is; without what SQLAlchemy adds to it, which is the whole statement."""
+    """Return the cause in one line, without the SQL statement that SQLAlchemy adds."""
     cause = problem.orig if isinstance(problem, DBAPIError) else problem
     return str(cause).strip().partition('\n')[0] or type(cause).__name__

@@ -25,22 +25,22 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-CONNECT_TIMEOUT = 3  # seconds, for each address that the host has
-CALL_TIMEOUT = 14  # seconds from the call to the last byte, so that a page which tells of it is out within 15
+CONNECT_TIMEOUT = 3  # seconds for each IP address of the host
+CALL_TIMEOUT = 14  # seconds for the whole exchange: error pages must appear within 15 seconds
 MAX_RESPONSE_SIZE = 1024 * 1024  # bytes
-MAX_KEPT = 64  # connections that wait for the next call, in each process
-MAX_IDLE = 30  # seconds that such a connection is good for: something on the way may have forgotten it then
+MAX_KEPT = 64  # idle connections to each host, per process
+MAX_IDLE = 30  # seconds before an idle connection is closed: a firewall may have dropped it
 
-# urllib3 quotes headers that it can't parse, and in a mutilated answer those could be tokens.
+# urllib3 logs headers that it cannot parse. In a malformed response, they can contain tokens.
 logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Response:
     """
-    The response to one request; `content` is decompressed, and no longer than MAX_RESPONSE_SIZE.
+    The response to one request. `content` is decompressed and has at most MAX_RESPONSE_SIZE bytes.
 
-    Unlike a `requests.Response` it does not carry the request, whose headers hold the access token.
+    Unlike `requests.Response`, it does not reference the request, whose headers contain the access token.
     """
 
     status_code: int
@@ -63,20 +63,18 @@ def send(
     timeout: float | None = None,
 ) -> Response:
     """
-    Send one request, `data` as a form, and return the response, whatever its status.
+    Send one request and return the response, with any status.
 
-    `timeout` is in seconds for the whole call; without it, it is CALL_TIMEOUT.
+    `data` is sent as a form. `timeout` is in seconds for the whole exchange, by default CALL_TIMEOUT. It does not cover
+    the DNS lookup: the resolver has a separate timeout.
 
-    A GET goes over a kept connection; should the server have closed that meanwhile, it is sent again over a new one.
-    Other methods get a new connection each time. When a kept one breaks off, nobody can tell whether the request has
-    arrived; and what the server does once, such as to trade a refresh token, must not be asked for twice (RFC 9110,
-    section 9.2.2).
-
-    Looking up the host's name has a time limit of its own, the resolver's.
+    A GET request uses a kept connection. If that connection fails, the request is sent again over a new one. All other
+    methods use a new connection and are sent only once: a second POST could refresh the tokens twice (RFC 9110, section
+    9.2.2).
 
     Raises:
-        TimeoutError: no connection, or no whole answer, in time.
-        ConnectionError: no answer, or one that is none. Both texts name the cause, and the second the remedy.
+        TimeoutError: no connection, or no complete response, within the timeout. The text names the cause.
+        ConnectionError: the response is missing, invalid or too large. The text names the cause and the remedy.
     """
     call = _Call(deadline=time.monotonic() + (timeout or CALL_TIMEOUT))
     _call.set(call)
@@ -92,7 +90,7 @@ def send(
 def _exchange(
     method: str, url: str, headers: Mapping[str, str] | None, data: Mapping[str, Any] | None, kept: bool
 ) -> Response:
-    """Send the request over a kept connection or a new one, and read the answer, or fail in one of two ways."""
+    """Send one request and return the response. Raise TimeoutError or ConnectionError if that fails."""
     body = bytearray()
     try:
         with contextlib.ExitStack() as stack:
@@ -112,54 +110,52 @@ def _exchange(
                 if len(body) > MAX_RESPONSE_SIZE:
                     break
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-        raise TimeoutError(f'No answer in time ({type(error).__name__})') from error
+        raise TimeoutError(f'No response in time ({type(error).__name__})') from error
     except requests.exceptions.SSLError as error:
         raise ConnectionError(
-            'No TLS, or a certificate that is not one to be trusted: check the clock of this machine and, if a proxy '
-            'answers in place of Zendesk, have REQUESTS_CA_BUNDLE name its certificate'
+            "The TLS handshake failed, or the certificate is not trusted: check this machine's clock. If a proxy "
+            'inspects TLS traffic, set REQUESTS_CA_BUNDLE to the path of its CA certificate'
         ) from error
     except requests.exceptions.ProxyError as error:
-        raise ConnectionError('The proxy does not connect: check HTTPS_PROXY and NO_PROXY') from error
-    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: that was no HTTP at all
+        raise ConnectionError('The proxy connection failed: check HTTPS_PROXY and NO_PROXY') from error
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: the response is not HTTP
         raise ConnectionError(
-            f'No connection, or one that broke off ({type(error).__name__}): check the network and, if this goes on, '
-            'the address in the settings'
+            f'The connection failed or was closed early ({type(error).__name__}): check the network. If this keeps '
+            'happening, check the configured address'
         ) from error
     if len(body) > MAX_RESPONSE_SIZE:
-        raise ConnectionError(
-            f'The response is larger than {MAX_RESPONSE_SIZE} bytes: check the address in the settings'
-        )
+        raise ConnectionError(f'The response is larger than {MAX_RESPONSE_SIZE} bytes: check the configured address')
     return Response(response.status_code, response.headers, bytes(body))
 
 
 @functools.cache
 def _prepared(method: str, url: str) -> requests.PreparedRequest:
     """
-    Return a request to be copied. To prepare one anew takes as long as to send it.
+    Return a prepared request to copy. It is cached because preparing a request takes as long as sending it.
 
-    It is not a session that prepares it: that would take cookies from one user to the next, and send a password from
-    ~/.netrc.
+    No `requests.Session` prepares it: a session shares cookies between users and sends passwords from ~/.netrc.
     """
     return requests.Request(method, url, requests.utils.default_headers()).prepare()
 
 
 @functools.cache
 def _environment(scheme: str, host: str) -> tuple[Any, str]:
-    """Return which proxies lead to the host, and where the authorities stand whose certificates are trusted."""
-    # Talk on this machine stays there. (`no_proxy` would have requests change the environment of all threads.)
+    """Return the proxies for the host, and the path of the trusted CA certificates."""
+    # Never use a proxy for this machine. With `no_proxy`, requests would change the environment of all threads.
     proxies: Any = None if urlsplit(f'//{host}').hostname in ('localhost', '127.0.0.1', '::1') else {}
     found = requests.Session().merge_environment_settings(f'{scheme}://{host}', proxies, None, None, None)
     return found['proxies'], DEFAULT_CA_BUNDLE_PATH if found['verify'] is True else str(found['verify'])
 
 
-# --- The connections --- #
+# --- Connections --- #
 
 
 class _Connections(HTTPAdapter):
     """
-    Connections that wait for their next call. Threads may share them: each is lent to one call at a time.
+    Kept connections, shared by all threads. Each connection serves one request at a time.
 
-    To read all the authorities' certificates takes longer than to connect, so it is done once, and not by requests.
+    The CA certificates are loaded once, because loading them takes longer than connecting. requests would load them for
+    each new connection.
     """
 
     def __init__(self, ca_bundle: str) -> None:
@@ -176,7 +172,7 @@ class _Connections(HTTPAdapter):
         return super().proxy_manager_for(proxy, ssl_context=self._tls, **kwargs)
 
     def cert_verify(self, *args: Any) -> None:
-        """Leave it to the TLS context, which always verifies."""
+        """Do nothing: the TLS context always verifies the certificate."""
 
     def get_connection_with_tls_context(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
         origin = urlsplit(str(request.url))[:2]
@@ -189,13 +185,13 @@ class _Connections(HTTPAdapter):
 
 @functools.cache
 def _kept_connections(process_id: int, ca_bundle: str) -> _Connections:
-    """Return those of this process: over one that was there before a fork, two processes would talk at once."""
+    """Return the connections of this process: a forked process must not use its parent's connections."""
     return _Connections(ca_bundle)
 
 
 @functools.cache
 def _tls_context(ca_bundle: str) -> ssl.SSLContext:
-    context = urllib3.util.create_urllib3_context()  # which demands a certificate, for the host's name
+    context = urllib3.util.create_urllib3_context()  # requires a valid certificate for the host
     if Path(ca_bundle).is_dir():
         context.load_verify_locations(capath=ca_bundle)
     else:
@@ -203,12 +199,12 @@ def _tls_context(ca_bundle: str) -> ssl.SSLContext:
     return context
 
 
-# --- The time limits --- #
+# --- Time limits --- #
 
 
 @dataclass
 class _Call:
-    """What a thread is about: when it has to be over (monotonic time), and what it goes over."""
+    """The request that the current thread sends: its deadline (monotonic time) and its kind of connection."""
 
     deadline: float
     over_a_kept_connection: bool = False
@@ -222,10 +218,10 @@ _call: ContextVar[_Call] = ContextVar('_call')
 
 class _TimedStream(io.RawIOBase):
     """
-    A socket's stream that ends with the time for the call.
+    A socket stream that enforces the deadline of the request.
 
-    A socket's timeout alone starts anew with each byte that arrives: a server that sends one every few seconds would
-    hold its caller for hours.
+    A socket timeout restarts with each byte: a server that sends one byte every few seconds would block the thread for
+    hours.
     """
 
     def __init__(self, sock: socket.socket, stream: io.RawIOBase) -> None:
@@ -237,7 +233,7 @@ class _TimedStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = _call.get().time_left()
         if left <= 0:
-            raise TimeoutError('the time for the whole call is over')
+            raise TimeoutError('the deadline of the request has passed')
         self._socket.settimeout(left)
         return self._stream.readinto(buffer)
 
@@ -253,9 +249,10 @@ class _TimedResponse(http.client.HTTPResponse):
 
     def _read_status(self) -> tuple[str, int, str]:
         """
-        Count each interim answer as "100 Continue", the only one that http.client skips (RFC 9110, section 15.2).
+        Treat each interim response as "100 Continue": http.client skips no other (RFC 9110, section 15.2).
 
-        It would take a 103 for the answer itself, and the answer for the next one's: that of another user's call.
+        Otherwise http.client returns a 103 as the final response. The next request on this connection, possibly for
+        another user, then receives the real one.
         """
         version, status, reason = super()._read_status()  # type: ignore[misc]
         return version, 100 if 101 < status < 200 else status, reason
@@ -272,9 +269,10 @@ class _HTTPConnection(urllib3.connection.HTTPConnection):
     @property
     def is_connected(self) -> bool:
         """
-        Tell whether a kept connection can be used; urllib3 asks before it does, and else makes a new one.
+        Return True if a kept connection can be reused. Otherwise urllib3 opens a new one.
 
-        One that has something to read cannot. It may have been decrypted already: the system does not know of that.
+        A connection with unread data cannot be reused. `super().is_connected` does not see data that is already
+        decrypted.
         """
         decrypted = isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()
         good = super().is_connected and not decrypted and time.monotonic() < self._good_until
