@@ -1,11 +1,11 @@
-"""What the tests share: settings that no .env can change, a browser, a mocked Zendesk, a clock."""
+"""Shared fixtures: settings that no .env can change, a browser, a mocked Zendesk, a clock."""
 
 from __future__ import annotations
 
 import os
 import time
 
-# The app reads its settings when it is imported. The environment takes precedence over a developer's own .env.
+# The app reads its settings on import. The environment takes precedence over the developer's .env.
 os.environ.update(
     ZENDESK_CLIENT_ID='test_client',
     ZENDESK_CLIENT_SECRET='canary-client-secret',
@@ -26,7 +26,7 @@ import app as app_module
 
 
 def pytest_addoption(parser):
-    parser.addoption('--no-skips', action='store_true', help='a test that would be skipped fails')
+    parser.addoption('--no-skips', action='store_true', help='fail if any test is skipped')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,14 +40,14 @@ def pytest_runtest_makereport(item, call):
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
     report = yield
-    if report.skipped and collector.config.getoption('no_skips'):  # a whole file
+    if report.skipped and collector.config.getoption('no_skips'):  # a whole file was skipped
         report.outcome = 'failed'
     return report
 
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    """The app, in an empty working directory."""
+    """Return the app, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(app_module.app, 'testing', True)
     monkeypatch.setattr(app_module.app, 'test_client_class', Browser)
@@ -61,14 +61,14 @@ def browser(app) -> Browser:
 
 @pytest.fixture
 def zendesk():
-    """Zendesk, mocked: a request that the test has not registered fails it."""
+    """Mock Zendesk. A request without a registered response fails the test."""
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         yield mock
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on only when the test says so."""
+    """Return a clock that moves only when the test advances it."""
 
     class Clock:
         now = time.time()
@@ -83,7 +83,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def log():
-    """The lines that the app logs, from the level DEBUG on."""
+    """Collect the lines that the app logs at level DEBUG and above."""
     lines: list[str] = []
     handler = app_module.logger.add(lines.append, level='DEBUG', format='{message}')
     yield lines
@@ -92,7 +92,7 @@ def log():
 
 @pytest.fixture
 def full_disk(monkeypatch) -> None:
-    """Nothing can be written any more."""
+    """Make every write to users.json fail because the disk is full."""
 
     def no_space(*args, **kwargs):
         raise OSError(28, 'No space left on device')
@@ -102,7 +102,7 @@ def full_disk(monkeypatch) -> None:
 
 @pytest.fixture
 def alice(browser) -> Browser:
-    """The browser of alice, who has granted access, as bob has."""
+    """Return the browser of alice. She and bob have granted access."""
     store(alice=OLD, bob=OTHER)
     browser.sign_in('alice')
     return browser

@@ -18,7 +18,7 @@ SHOW_SELF = f'{ZENDESK}/api/v2/users/me'
 REVOKE = f'{ZENDESK}/api/v2/oauth/tokens/current'
 
 USER = {'user': {'id': 6130907993114, 'name': 'Jane Doe', 'role': 'agent'}}
-# What the token endpoint returns.
+# The response of the token endpoint.
 NEW_TOKENS = {
     'access_token': 'new-access',
     'refresh_token': 'new-refresh',
@@ -27,17 +27,17 @@ NEW_TOKENS = {
     'expires_in': 360,
     'refresh_token_expires_in': 604800,
 }
-# Records of the store: before a refresh, after one, and another user's.
+# Stored records: before a refresh, after a refresh, and another user's.
 OLD = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
 NEW = {'access_token': 'new-access', 'refresh_token': 'new-refresh'}
 OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
 
-LATER = 4_000_000_000  # a time that is far away
+LATER = 4_000_000_000  # a time in the far future
 INVALID_GRANT = {'status': 400, 'json': {'error': 'invalid_grant'}}
 
 
 class Browser(FlaskClient):
-    """A user's browser: Flask's test client, with the steps of a grant as methods."""
+    """Flask's test client as a user's browser, with the steps of a grant as methods."""
 
     def start(self, **kwargs) -> dict[str, str]:
         """Click "Grant access" and return the parameters of the authorization request."""
@@ -63,12 +63,12 @@ class Browser(FlaskClient):
 
 
 def records() -> dict:
-    """Return what users.json in the working directory holds."""
+    """Return the records in users.json of the working directory."""
     return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
 
 
 def stored() -> dict[str, dict[str, str]]:
-    """Return the tokens that users.json holds, without what else is in the records."""
+    """Return each user's tokens in users.json, without the other fields."""
     return {user_id: tokens(record) for user_id, record in records().items()}
 
 
@@ -77,7 +77,7 @@ def tokens(record: dict) -> dict[str, str]:
 
 
 def store(**records) -> None:
-    """Write these records, and no others, to users.json, as an editor would."""
+    """Replace the content of users.json with these records, as a text editor does."""
     Path('users.json').write_text(json.dumps(records))
 
 
@@ -87,7 +87,7 @@ def bearer(token: str):
 
 
 def form(**fields: str):
-    """Match a request with exactly this form."""
+    """Match a request with exactly these form fields."""
     return urlencoded_params_matcher(fields)
 
 

@@ -31,14 +31,14 @@ import backend_code
 # --- Home --- #
 
 
-def test_home_links_to_the_profile_and_gives_a_new_browser_an_id(browser):
+def test_home_links_to_the_profile_and_sets_a_user_id(browser):
     page = browser.get('/')
     assert page.status_code == 200
     assert '<a class="button" href="/profile">Get my profile</a>' in page.text
     assert len(browser.user_id) >= 32
 
 
-def test_each_browser_gets_its_own_id_and_keeps_it(app):
+def test_each_browser_keeps_its_own_user_id(app):
     one, other = app.test_client(), app.test_client()
     for _ in range(2):
         ids = [(browser.get('/'), browser.user_id)[1] for browser in (one, other)]
@@ -50,14 +50,14 @@ def test_each_browser_gets_its_own_id_and_keeps_it(app):
 
 
 @pytest.mark.parametrize('user_id', ['carol', None, '', 5, ['alice'], {'alice': 1}, True])
-def test_profile_without_tokens_redirects_to_the_grant_page(browser, zendesk, user_id):
+def test_profile_redirects_to_the_grant_page_if_no_tokens_exist(browser, zendesk, user_id):
     store(alice=OLD, **{'': OLD, 'None': OLD})
     browser.sign_in(user_id)
     assert browser.get('/profile').location == '/grant_access'
     assert not zendesk.calls
 
 
-def test_a_valid_token_shows_name_and_role_with_one_request(alice, zendesk):
+def test_profile_shows_name_and_role_after_one_api_request(alice, zendesk):
     zendesk.get(SHOW_SELF, json=USER, match=[bearer('old-access')])
     page = alice.get('/profile')
     assert page.status_code == 200
@@ -66,7 +66,7 @@ def test_a_valid_token_shows_name_and_role_with_one_request(alice, zendesk):
     assert [call.request.url for call in zendesk.calls] == [SHOW_SELF]
 
 
-def test_an_expired_token_is_refreshed_once_and_the_request_retried_once(alice, zendesk):
+def test_an_expired_token_causes_one_refresh_and_one_retry(alice, zendesk):
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
     zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
     refresh = form(
@@ -104,7 +104,7 @@ def test_a_refused_refresh_redirects_to_the_grant_page(alice, zendesk):
     assert stored() == {'bob': OTHER}
 
 
-def test_a_failing_zendesk_shows_an_error_page_and_keeps_the_grant(alice, zendesk):
+def test_a_rate_limit_shows_an_error_page_and_keeps_the_tokens(alice, zendesk):
     zendesk.get(SHOW_SELF, status=429, body='Number of allowed API requests exceeded', headers={'Retry-After': '7'})
     page = alice.get('/profile')
     assert (page.status_code, page.headers['Retry-After']) == (503, '7')
@@ -131,7 +131,7 @@ def test_any_name_is_shown_as_text(alice, zendesk, name, shown):
 # --- Grant access --- #
 
 
-def test_the_grant_page_says_what_will_happen(browser):
+def test_the_grant_page_explains_why_access_is_needed(browser):
     page = browser.get('/grant_access')
     assert page.status_code == 200
     assert 'needs to access your Zendesk account' in page.text
@@ -139,7 +139,7 @@ def test_the_grant_page_says_what_will_happen(browser):
     assert 'home page' in page.text
 
 
-def test_the_grant_page_helps_with_the_errors_that_zendesk_shows(browser):
+def test_the_grant_page_explains_errors_shown_by_zendesk(browser):
     page = browser.get('/grant_access').text
     for words in ('Did Zendesk show an error?', 'ZENDESK_CLIENT_ID', 'REDIRECT_URI', 'https://mondocam.zendesk.com'):
         assert words in page
@@ -166,7 +166,7 @@ def test_the_authorization_request_has_the_articles_parameters_state_and_pkce(br
 
 
 @pytest.mark.parametrize('status', [200, 201])
-def test_a_grant_is_stored_under_a_new_id_and_redirects_home(browser, zendesk, status):
+def test_the_callback_stores_the_tokens_under_a_new_user_id(browser, zendesk, status):
     browser.get('/')
     before = browser.user_id
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, status=status)
@@ -195,7 +195,7 @@ def test_the_code_exchange_sends_the_articles_form_and_the_code_verifier(browser
     }
 
 
-def test_a_new_grant_deletes_and_revokes_the_tokens_of_the_old_id(alice, zendesk):
+def test_a_new_grant_deletes_and_revokes_the_old_tokens(alice, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     zendesk.delete(REVOKE, status=204, match=[bearer('old-access')])
     alice.grant()
@@ -203,7 +203,7 @@ def test_a_new_grant_deletes_and_revokes_the_tokens_of_the_old_id(alice, zendesk
     assert requests_to(zendesk, REVOKE) == 1
 
 
-def test_a_planted_session_does_not_see_the_profile_after_the_grant(app, zendesk):
+def test_an_attacker_cannot_use_a_planted_session_after_the_grant(app, zendesk):
     attacker, victim = app.test_client(), app.test_client()
     attacker.get('/')
     victim.sign_in(attacker.user_id)
@@ -221,7 +221,7 @@ def test_denied_consent_shows_an_error_page_and_keeps_existing_tokens(alice, zen
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
 
-def test_a_callback_without_the_state_of_this_browser_sends_nothing(alice, zendesk):
+def test_a_callback_with_an_unknown_state_sends_no_request(alice, zendesk):
     assert alice.come_back(code='the-code', state='A' * 43).status_code == 400
     assert not zendesk.calls
     assert stored() == {'alice': OLD, 'bob': OTHER}
@@ -236,7 +236,7 @@ def test_a_callback_without_the_state_of_this_browser_sends_nothing(alice, zende
         ({'json': []}, 502),
     ],
 )
-def test_a_failed_code_exchange_stores_nothing_and_keeps_the_old_grant(alice, zendesk, response, status):
+def test_a_failed_code_exchange_keeps_the_old_tokens(alice, zendesk, response, status):
     zendesk.post(TOKEN_ENDPOINT, **response)
     page = alice.grant()
     assert page.status_code == status
@@ -244,7 +244,7 @@ def test_a_failed_code_exchange_stores_nothing_and_keeps_the_old_grant(alice, ze
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
 
-def test_new_tokens_that_cannot_be_stored_are_revoked(alice, zendesk, full_disk):
+def test_new_tokens_are_revoked_if_they_cannot_be_stored(alice, zendesk, full_disk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
     assert alice.grant().status_code == 503
@@ -252,7 +252,7 @@ def test_new_tokens_that_cannot_be_stored_are_revoked(alice, zendesk, full_disk)
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
 
-def test_a_grant_without_a_refresh_token_works_until_the_next_401(browser, zendesk):
+def test_a_grant_without_a_refresh_token_ends_at_the_first_401(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'scope': 'users:read'})
     browser.grant()
     assert stored()[browser.user_id] == {'access_token': 'only-access', 'refresh_token': ''}
@@ -275,7 +275,7 @@ def test_disconnect_deletes_and_revokes_the_tokens(alice, zendesk):
     assert alice.get('/profile').location == '/grant_access'
 
 
-def test_disconnect_says_so_if_zendesk_does_not_confirm(alice, zendesk):
+def test_disconnect_shows_a_warning_if_zendesk_does_not_confirm(alice, zendesk):
     zendesk.delete(REVOKE, status=500)
     page = alice.post('/disconnect').text
     assert 'Zendesk did not confirm' in page
@@ -285,7 +285,7 @@ def test_disconnect_says_so_if_zendesk_does_not_confirm(alice, zendesk):
 
 
 @pytest.mark.parametrize('user_id', ['carol', None])
-def test_disconnect_without_tokens_claims_nothing(alice, zendesk, user_id):
+def test_disconnect_reports_no_revocation_if_no_tokens_are_stored(alice, zendesk, user_id):
     alice.sign_in(user_id)
     page = alice.post('/disconnect').text
     assert 'No tokens are stored for you' in page
@@ -294,7 +294,7 @@ def test_disconnect_without_tokens_claims_nothing(alice, zendesk, user_id):
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
 
-def test_disconnect_without_tokens_leaves_no_lock_behind(browser):
+def test_disconnect_leaves_no_files_if_no_tokens_are_stored(browser):
     browser.get('/')
     browser.post('/disconnect')
     assert list(Path().iterdir()) == []
@@ -310,12 +310,12 @@ def test_disconnect_deletes_the_tokens_during_a_slow_refresh(alice, zendesk, mon
     assert stored() == {'bob': OTHER}
 
 
-def test_disconnect_deletes_nothing_if_the_store_fails(alice, zendesk, full_disk):
+def test_disconnect_keeps_the_tokens_if_the_disk_is_full(alice, zendesk, full_disk):
     assert alice.post('/disconnect').status_code == 503
     assert not zendesk.calls
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
 
-def test_a_link_or_an_image_cannot_disconnect(alice):
+def test_a_get_request_cannot_disconnect(alice):
     assert alice.get('/disconnect').status_code == 405
     assert stored() == {'alice': OLD, 'bob': OTHER}

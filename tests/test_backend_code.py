@@ -36,7 +36,7 @@ REFUSED = {'error': 'invalid_refresh_token'}
 
 @pytest.fixture
 def signed_in(app):
-    """A request of the user alice, who has granted access, as bob has."""
+    """Open a request of the user alice. She and bob have granted access."""
     store(alice=OLD, bob=OTHER)
     with app.test_request_context():
         session['user_id'] = 'alice'
@@ -46,31 +46,31 @@ def signed_in(app):
 # --- Retrieve and store --- #
 
 
-def test_tokens_are_retrieved_for_their_user_only(signed_in):
+def test_retrieve_returns_only_the_users_own_tokens(signed_in):
     assert backend_code.retrieve_oauth_tokens_from_db() == OLD
     for user_id in ('carol', '', None):
         session['user_id'] = user_id
         assert backend_code.retrieve_oauth_tokens_from_db() == {'error': 'tokens_not_found'}
 
 
-def test_storing_keeps_every_other_users_record(signed_in):
+def test_store_keeps_the_tokens_of_other_users(signed_in):
     backend_code.store_oauth_tokens_in_db(NEW)
     assert stored() == {'alice': NEW, 'bob': OTHER}
 
 
-def test_storing_without_a_user_fails(app):
+def test_store_fails_if_the_session_has_no_user(app):
     with app.test_request_context(), pytest.raises(LookupError):
         backend_code.store_oauth_tokens_in_db(NEW)
 
 
-def test_the_file_can_be_put_elsewhere_at_any_time(signed_in, monkeypatch):
+def test_a_changed_users_db_path_takes_effect_immediately(signed_in, monkeypatch):
     monkeypatch.setattr(backend_code, 'USERS_DB', 'elsewhere.json')
     backend_code.store_oauth_tokens_in_db(NEW)
     assert json.loads(Path('elsewhere.json').read_text()) == {'alice': NEW}
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
 
-def test_an_edit_by_hand_counts_from_the_next_request_on(signed_in):
+def test_a_manual_edit_takes_effect_at_the_next_read(signed_in):
     backend_code.retrieve_oauth_tokens_from_db()
     store(alice={**OLD, 'access_token': 'edited-by-hand'})
     assert backend_code.retrieve_oauth_tokens_from_db()['access_token'] == 'edited-by-hand'
@@ -86,7 +86,7 @@ def test_a_refresh_returns_and_stores_the_new_tokens(signed_in, zendesk):
     assert len(zendesk.calls) == 1
 
 
-def test_the_lifetime_of_a_refresh_token_is_stored_with_it(signed_in, zendesk, clock):
+def test_a_refresh_stores_the_expiry_of_the_refresh_token(signed_in, zendesk, clock):
     clock.now = 1_800_000_000.7
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     backend_code.refresh_tokens('old-refresh')
@@ -94,20 +94,20 @@ def test_the_lifetime_of_a_refresh_token_is_stored_with_it(signed_in, zendesk, c
 
 
 @pytest.mark.parametrize('lifetime', [None, '604800', -5, 0, 1.5, True, [], 10**12])
-def test_a_malformed_lifetime_does_not_matter(signed_in, zendesk, lifetime):
+def test_a_refresh_ignores_a_malformed_lifetime(signed_in, zendesk, lifetime):
     store(alice={**OLD, 'refresh_token_expires_at': 5})
     zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'refresh_token_expires_in': lifetime})
     backend_code.refresh_tokens('old-refresh')
     assert records() == {'alice': {**NEW, 'refresh_token_expires_at': None}}
 
 
-def test_the_old_refresh_token_is_kept_if_there_is_no_new_one(signed_in, zendesk):
+def test_a_refresh_keeps_the_refresh_token_if_none_is_returned(signed_in, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'new-access', 'token_type': 'bearer'})
     assert backend_code.refresh_tokens('old-refresh') == {'access_token': 'new-access', 'refresh_token': 'old-refresh'}
     assert stored()['alice'] == {'access_token': 'new-access', 'refresh_token': 'old-refresh'}
 
 
-def test_an_invalid_refresh_token_deletes_the_tokens(signed_in, zendesk):
+def test_invalid_grant_deletes_the_tokens(signed_in, zendesk):
     zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
     assert backend_code.refresh_tokens('old-refresh') == REFUSED
     assert stored() == {'bob': OTHER}
@@ -133,7 +133,7 @@ def test_an_invalid_refresh_token_deletes_the_tokens(signed_in, zendesk):
         {'body': requests.ReadTimeout()},
     ],
 )
-def test_only_invalid_grant_deletes_the_tokens(signed_in, zendesk, response):
+def test_any_other_failure_keeps_the_tokens(signed_in, zendesk, response):
     zendesk.post(TOKEN_ENDPOINT, **response)
     with pytest.raises(errors.ZendeskError):
         backend_code.refresh_tokens('old-refresh')
@@ -142,7 +142,7 @@ def test_only_invalid_grant_deletes_the_tokens(signed_in, zendesk, response):
 
 
 @pytest.mark.parametrize('user_id', ['alice', 'carol', None])
-def test_nothing_is_sent_if_the_stored_tokens_are_others(signed_in, zendesk, user_id):
+def test_no_refresh_is_sent_if_the_stored_tokens_have_changed(signed_in, zendesk, user_id):
     session['user_id'] = user_id
     assert backend_code.refresh_tokens('older-refresh') == (OLD if user_id == 'alice' else REFUSED)
     assert not zendesk.calls
@@ -155,7 +155,7 @@ def test_an_empty_refresh_token_is_not_sent(signed_in, zendesk):
     assert stored() == {'bob': OTHER}
 
 
-def test_nothing_is_sent_if_the_new_tokens_cannot_be_stored(signed_in, zendesk, full_disk):
+def test_no_refresh_is_sent_if_the_store_is_not_writable(signed_in, zendesk, full_disk):
     with pytest.raises(errors.StoreError, match='No space left'):
         backend_code.refresh_tokens('old-refresh')
     assert not zendesk.calls
@@ -164,7 +164,7 @@ def test_nothing_is_sent_if_the_new_tokens_cannot_be_stored(signed_in, zendesk, 
 
 @pytest.mark.parametrize('now_stored', [{}, {'alice': OTHER}], ids=['deleted', 'renewed'])
 @pytest.mark.parametrize('response', [(200, json.dumps(NEW_TOKENS)), (400, json.dumps({'error': 'invalid_grant'}))])
-def test_a_late_response_does_not_bring_the_old_grant_back(signed_in, zendesk, now_stored, response):
+def test_a_late_response_does_not_overwrite_a_changed_grant(signed_in, zendesk, now_stored, response):
     def respond(request):
         store(**now_stored, bob=OTHER)
         return response[0], {}, response[1]
@@ -173,11 +173,11 @@ def test_a_late_response_does_not_bring_the_old_grant_back(signed_in, zendesk, n
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
     assert backend_code.refresh_tokens('old-refresh') == now_stored.get('alice', REFUSED)
     assert stored() == {**now_stored, 'bob': OTHER}
-    assert requests_to(zendesk, REVOKE) == (1 if response[0] == 200 else 0)  # nobody has the new tokens
+    assert requests_to(zendesk, REVOKE) == (1 if response[0] == 200 else 0)  # the new tokens were not stored
 
 
-@pytest.mark.parametrize('visits', [2, 5, 50])
-def test_many_requests_at_once_refresh_once(app, zendesk, visits):
+@pytest.mark.parametrize('request_count', [2, 5, 50])
+def test_simultaneous_requests_refresh_once(app, zendesk, request_count):
     store(alice=OLD)
 
     def show_self(request):
@@ -186,16 +186,16 @@ def test_many_requests_at_once_refresh_once(app, zendesk, visits):
 
     zendesk.add_callback('GET', SHOW_SELF, show_self)
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
-    together = threading.Barrier(visits)
+    barrier = threading.Barrier(request_count)
 
-    def visit(_):
+    def open_profile(_):
         browser = app.test_client()
         browser.sign_in('alice')
-        together.wait()
+        barrier.wait()
         return browser.get('/profile')
 
-    with ThreadPoolExecutor(visits) as pool:
-        pages = list(pool.map(visit, range(visits)))
+    with ThreadPoolExecutor(request_count) as pool:
+        pages = list(pool.map(open_profile, range(request_count)))
 
     assert all('Jane Doe' in page.text for page in pages)
     assert requests_to(zendesk, TOKEN_ENDPOINT) == 1
@@ -204,10 +204,10 @@ def test_many_requests_at_once_refresh_once(app, zendesk, visits):
 def test_users_do_not_wait_for_each_others_refresh(app, zendesk):
     users = [f'user{number}' for number in range(12)]
     store(**dict.fromkeys(users, OLD))
-    all_at_once = threading.Barrier(len(users), timeout=30)  # breaks if the refreshes come one after the other
+    barrier = threading.Barrier(len(users), timeout=30)  # breaks if the refreshes run one after another
 
     def refresh(request):
-        all_at_once.wait()
+        barrier.wait()
         return 200, {}, json.dumps(NEW_TOKENS)
 
     zendesk.add_callback('POST', TOKEN_ENDPOINT, refresh)
@@ -222,7 +222,7 @@ def test_users_do_not_wait_for_each_others_refresh(app, zendesk):
     assert stored() == dict.fromkeys(users, NEW)
 
 
-def test_a_refresh_that_takes_too_long_shows_a_busy_page(alice, zendesk, monkeypatch):
+def test_profile_shows_a_busy_page_if_another_refresh_is_slow(alice, zendesk, monkeypatch):
     monkeypatch.setattr('zendesk_oauth.stores.REFRESH_TIMEOUT', 0.1)
     zendesk.get(SHOW_SELF, status=401)
     with backend_code.oauth.refresh_lock('alice'):
@@ -236,13 +236,13 @@ def test_a_refresh_that_takes_too_long_shows_a_busy_page(alice, zendesk, monkeyp
 # --- User ids --- #
 
 
-def test_user_ids_are_long_and_never_the_same():
+def test_user_ids_are_long_and_unique():
     ids = {backend_code.random_user_id() for _ in range(100)}
     assert len(ids) == 100
     assert min(map(len, ids)) >= 32
 
 
-def test_a_failed_block_restores_the_session(signed_in):
+def test_new_user_id_restores_the_session_if_its_block_fails(signed_in):
     session.update(color='blue')
     with pytest.raises(ZeroDivisionError), backend_code.new_user_id():
         assert session['user_id'] != 'alice'
@@ -251,7 +251,7 @@ def test_a_failed_block_restores_the_session(signed_in):
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
 
-def test_a_failed_block_without_an_id_leaves_none(app):
+def test_new_user_id_keeps_an_empty_session_if_its_block_fails(app):
     with app.test_request_context():
         with pytest.raises(ZeroDivisionError), backend_code.new_user_id():
             1 / 0  # noqa: B018
@@ -259,7 +259,7 @@ def test_a_failed_block_without_an_id_leaves_none(app):
         assert not session.modified
 
 
-def test_a_grant_counts_if_the_old_tokens_cannot_be_deleted(alice, zendesk, monkeypatch):
+def test_a_grant_succeeds_if_the_old_tokens_cannot_be_deleted(alice, zendesk, monkeypatch):
     def fail(*args):
         raise errors.StoreError('disk full')
 
@@ -269,7 +269,7 @@ def test_a_grant_counts_if_the_old_tokens_cannot_be_deleted(alice, zendesk, monk
     assert stored() == {'alice': OLD, 'bob': OTHER, alice.user_id: NEW}
 
 
-def test_a_grant_is_stored_for_the_account_if_a_product_signs_in(app, zendesk, monkeypatch):
+def test_a_grant_is_stored_under_the_products_account_id(app, zendesk, monkeypatch):
     monkeypatch.setattr(backend_code, 'current_user_id', lambda: session.get('account'))
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     browser = app.test_client()

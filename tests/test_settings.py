@@ -1,4 +1,4 @@
-"""Settings: all problems are named at once, and no value is repeated."""
+"""Settings: one message names all problems and repeats no value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOOD = {
 }
 
 
-def test_valid_settings_are_read_as_they_are():
+def test_valid_settings_are_returned_unchanged():
     settings = read_settings(GOOD)
     assert settings.client_id == 'my_client'
     assert settings.client_secret == 'canary-secret'
@@ -40,7 +40,7 @@ def test_spaces_around_values_are_ignored():
     assert read_settings({name: f' {value} ' for name, value in GOOD.items()}) == read_settings(GOOD)
 
 
-def test_secrets_are_not_in_the_repr():
+def test_the_repr_contains_no_secrets():
     assert 'canary' not in repr(read_settings(GOOD))
 
 
@@ -56,7 +56,7 @@ def test_a_missing_setting_is_named_with_its_remedy(name, value):
         assert settings_module.REQUIRED[name] in str(raised.value)
 
 
-def test_a_short_secret_key_causes_a_warning_that_does_not_repeat_it(log):
+def test_a_short_secret_key_causes_a_warning_without_the_key(log):
     read_settings({**GOOD, 'SECRET_KEY': 'canary-key'})
     read_settings({**GOOD, 'SECRET_KEY': 'canary-key' * 2})
     assert len(log) == 1
@@ -64,7 +64,7 @@ def test_a_short_secret_key_causes_a_warning_that_does_not_repeat_it(log):
     assert 'canary' not in log[0]
 
 
-def test_a_client_id_that_is_a_number_causes_a_warning(log):
+def test_a_numeric_client_id_causes_a_warning(log):
     read_settings({**GOOD, 'SECRET_KEY': 'x' * 32, 'ZENDESK_CLIENT_ID': '360001234567'})
     assert 'ZENDESK_CLIENT_ID is a number' in ''.join(log)
     assert 'Identifier' in ''.join(log)
@@ -73,7 +73,7 @@ def test_a_client_id_that_is_a_number_causes_a_warning(log):
     assert log == []
 
 
-def test_all_problems_are_named_in_one_message():
+def test_one_message_names_all_problems():
     with pytest.raises(SettingsError) as raised:
         read_settings(
             {'ZENDESK_CLIENT_ID': 'a b', 'ZENDESK_SUBDOMAIN': 'https://acme.zendesk.com', 'ZENDESK_BASE_URL': 'x'}
@@ -149,11 +149,11 @@ def test_a_valid_setting_is_accepted(name, value):
     assert read_settings({**GOOD, name: value})
 
 
-def test_a_subdomain_in_capitals_is_the_same_subdomain():
+def test_the_case_of_the_subdomain_is_ignored():
     assert read_settings({**GOOD, 'ZENDESK_SUBDOMAIN': 'MondoCam'}).zendesk_url == 'https://mondocam.zendesk.com'
 
 
-def test_a_scheme_in_capitals_is_the_same_scheme():
+def test_the_case_of_the_scheme_is_ignored():
     assert read_settings({**GOOD, 'REDIRECT_URI': 'HTTPS://app.example.com/zendesk/oauth/callback'}).https
 
 
@@ -170,7 +170,7 @@ def test_a_base_url_replaces_the_subdomain():
         ('http://localhost:80/zendesk/oauth/callback', 'http://localhost'),
     ],
 )
-def test_the_origin_is_as_browsers_write_it(redirect_uri, origin):
+def test_the_origin_has_the_form_that_browsers_send(redirect_uri, origin):
     assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri}).origin == origin
 
 
@@ -183,17 +183,17 @@ def test_the_origin_is_as_browsers_write_it(redirect_uri, origin):
         ('https://app.example.com:8443/zendesk/oauth/callback', 3000),
     ],
 )
-def test_the_port_is_the_redirect_uris_port_on_localhost(redirect_uri, port):
+def test_the_port_comes_from_a_redirect_uri_on_localhost(redirect_uri, port):
     assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri}).port == port
 
 
-def test_practice_mode_starts_if_none_of_the_four_is_set():
+def test_practice_mode_starts_if_all_four_settings_are_missing():
     settings = read_settings({'SECRET_KEY': 'key', 'PATH': '/bin'}, practice_allowed=True)
     assert settings.practice_mode
     assert settings.zendesk_url == 'http://localhost:3001'
 
 
-def test_practice_mode_is_never_a_fallback():
+def test_practice_mode_does_not_hide_incomplete_settings():
     with pytest.raises(SettingsError):
         read_settings({})
     with pytest.raises(SettingsError):
@@ -202,7 +202,7 @@ def test_practice_mode_is_never_a_fallback():
         read_settings(dict.fromkeys(settings_module.REQUIRED, ''), practice_allowed=True)
 
 
-def test_a_generated_key_is_kept_in_a_private_file(tmp_path, monkeypatch):
+def test_a_generated_key_is_stored_in_a_private_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environ = {**GOOD, 'SECRET_KEY': ''}
     key = read_settings(environ).secret_key
@@ -220,7 +220,7 @@ def test_a_damaged_key_file_is_replaced(tmp_path, monkeypatch, content):
     assert Path('.secret_key').read_text() == key
 
 
-def test_an_unreadable_env_file_is_named(monkeypatch, capsys):
+def test_the_error_names_an_unreadable_env_file(monkeypatch, capsys):
     def refuse(path, encoding):
         raise PermissionError(13, 'Permission denied', str(path))
 
@@ -251,7 +251,7 @@ def test_an_unreadable_env_file_is_named(monkeypatch, capsys):
         ),
     ],
 )
-def test_settings_of_production_are_read(variables, name, expected, packages_for_postgresql):
+def test_production_settings_are_read(variables, name, expected, postgresql_packages):
     assert getattr(read_settings({**GOOD, **variables}), name) == expected
 
 
@@ -274,13 +274,13 @@ def test_a_malformed_number_of_proxies_is_refused(hops):
         'postgresql://[canary/app',
     ],
 )
-def test_another_databases_url_is_refused_and_not_repeated(url, packages_for_postgresql):
+def test_an_invalid_database_url_is_refused_and_not_repeated(url, postgresql_packages):
     with pytest.raises(SettingsError, match='DATABASE_URL is not the URL of a PostgreSQL database') as raised:
         read_settings({**GOOD, 'DATABASE_URL': url})
     assert 'canary' not in str(raised.value)
 
 
-def test_postgresql_without_its_packages_is_refused_with_a_remedy(monkeypatch):
+def test_a_postgresql_url_is_refused_if_its_packages_are_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(SettingsError, match='needs sqlalchemy and psycopg: run pip install -r requirements-postgresql'):
         read_settings({**GOOD, 'DATABASE_URL': 'postgresql://localhost/app'})
@@ -291,12 +291,12 @@ def test_practice_mode_ignores_database_url():
 
 
 @pytest.fixture
-def packages_for_postgresql(monkeypatch):
-    """The packages seem to be installed."""
+def postgresql_packages(monkeypatch):
+    """Pretend that the PostgreSQL packages are installed."""
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
 
 
-def test_gunicorn_is_on_loopback_and_lets_slow_requests_end(monkeypatch):
+def test_gunicorn_binds_to_loopback_and_waits_for_slow_requests(monkeypatch):
     monkeypatch.setenv('LOGURU_LEVEL', 'INFO')
     gunicorn = runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))
     assert gunicorn['bind'] == '127.0.0.1:3000'
