@@ -104,7 +104,7 @@ def test_a_refused_refresh_redirects_to_the_grant_page(alice, zendesk):
     assert stored() == {'bob': OTHER}
 
 
-def test_a_rate_limit_shows_an_error_page_and_keeps_the_tokens(alice, zendesk):
+def test_a_rate_limit_shows_an_error_page_and_keeps_tokens(alice, zendesk):
     zendesk.get(SHOW_SELF, status=429, body='Number of allowed API requests exceeded', headers={'Retry-After': '7'})
     page = alice.get('/profile')
     assert (page.status_code, page.headers['Retry-After']) == (503, '7')
@@ -175,7 +175,7 @@ def test_the_callback_stores_the_tokens_under_a_new_user_id(browser, zendesk, st
     assert stored() == {browser.user_id: NEW}
 
 
-def test_the_code_exchange_sends_the_articles_form_and_the_code_verifier(browser, zendesk):
+def test_the_code_exchange_sends_the_articles_form_and_code_verifier(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     sent = browser.start()
     browser.come_back(code='the-code', state=sent['state'])
@@ -252,7 +252,7 @@ def test_new_tokens_are_revoked_if_they_cannot_be_stored(alice, zendesk, full_di
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
 
-def test_a_grant_without_a_refresh_token_ends_at_the_first_401(browser, zendesk):
+def test_a_401_ends_a_grant_without_a_refresh_token(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'scope': 'users:read'})
     browser.grant()
     assert stored()[browser.user_id] == {'access_token': 'only-access', 'refresh_token': ''}

@@ -242,7 +242,7 @@ def test_user_ids_are_long_and_unique():
     assert min(map(len, ids)) >= 32
 
 
-def test_new_user_id_restores_the_session_if_its_block_fails(signed_in):
+def test_new_user_id_restores_the_session_after_an_error(signed_in):
     session.update(color='blue')
     with pytest.raises(ZeroDivisionError), backend_code.new_user_id():
         assert session['user_id'] != 'alice'
@@ -251,7 +251,7 @@ def test_new_user_id_restores_the_session_if_its_block_fails(signed_in):
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
 
-def test_new_user_id_keeps_an_empty_session_if_its_block_fails(app):
+def test_new_user_id_keeps_an_empty_session_after_an_error(app):
     with app.test_request_context():
         with pytest.raises(ZeroDivisionError), backend_code.new_user_id():
             1 / 0  # noqa: B018

@@ -1,4 +1,4 @@
-"""The app behind https."""
+"""A small app with an https redirect URI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import web
 
 @pytest.fixture
 def https_app(app) -> Flask:
-    """A small app with an https redirect URI, and the two pages that set cookies."""
+    """Return a small app with an https redirect URI and a page that sets the session cookie."""
     settings = dataclasses.replace(app_module.settings, redirect_uri='https://app.example.com/zendesk/oauth/callback')
     https_app = Flask('https_app', template_folder=PROJECT / 'templates')
     https_app.secret_key = settings.secret_key

@@ -19,7 +19,7 @@ PAGE = """{% for log in request_logs %}{{ log.title }}{% for _, text in log.line
 
 @pytest.fixture
 def app(monkeypatch):
-    """A small app with the panel."""
+    """Yield a small app with the panel."""
     app = Flask(__name__)
     handlers = []
     monkeypatch.setattr(panel, '_waiting', type(panel._waiting)())
@@ -57,13 +57,13 @@ def lines(page) -> list[str]:
     return page.text.replace('\n\n', '\n').strip().split('\n')
 
 
-def test_a_page_shows_the_lines_of_its_own_request(app):
+def test_a_page_shows_the_log_lines_of_its_request(app):
     browser = app.test_client()
     for _ in range(2):
         assert lines(browser.get('/page')) == ['GET /page; showing the page']
 
 
-def test_a_page_shows_the_redirects_before_it_first_and_once(app):
+def test_a_page_shows_earlier_redirects_first_and_only_once(app):
     browser = app.test_client()
     page = browser.get('/hop', follow_redirects=True)
     assert lines(page) == ['GET /hop; hopping', '-> /page', 'GET /page; showing the page']
@@ -72,7 +72,7 @@ def test_a_page_shows_the_redirects_before_it_first_and_once(app):
     assert not browser.get_cookie(panel.COOKIE)
 
 
-def test_the_lines_continue_after_a_redirect_to_zendesk(app):
+def test_log_lines_are_kept_during_a_redirect_to_zendesk(app):
     browser = app.test_client()
     browser.get('/leave/one')
     assert lines(browser.get('/come_back?state=one', follow_redirects=True)) == [
@@ -84,7 +84,7 @@ def test_the_lines_continue_after_a_redirect_to_zendesk(app):
     ]
 
 
-def test_two_tabs_do_not_mix(app):
+def test_tabs_do_not_share_log_lines(app):
     browser = app.test_client()
     browser.get('/leave/one')
     browser.get('/leave/two')
@@ -94,7 +94,7 @@ def test_two_tabs_do_not_mix(app):
         assert len(lines(page)) == 5
 
 
-def test_a_repeated_state_does_no_harm(app):
+def test_the_first_value_of_a_repeated_state_is_used(app):
     @app.get('/twice')
     def twice():
         return redirect('http://localhost:3000/come_back?state=one&state=two')
@@ -104,21 +104,21 @@ def test_a_repeated_state_does_no_harm(app):
     assert lines(browser.get('/come_back?state=one', follow_redirects=True))[0] == 'GET /twice'
 
 
-def test_two_browsers_do_not_see_each_others_lines(app):
+def test_browsers_do_not_share_log_lines(app):
     one, other = app.test_client(), app.test_client()
     one.get('/hop')
     assert lines(other.get('/page')) == ['GET /page; showing the page']
     assert len(lines(one.get('/page'))) == 3
 
 
-def test_a_static_file_does_not_take_the_lines(app):
+def test_a_static_file_does_not_consume_the_log_lines(app):
     browser = app.test_client()
     browser.get('/hop')
     browser.get('/static/nothing.css')
     assert len(lines(browser.get('/page'))) == 3
 
 
-def test_lines_of_another_app_are_not_shown(app):
+def test_the_panel_omits_log_lines_of_another_app(app):
     other = Flask('other')
 
     @other.get('/')
@@ -137,14 +137,14 @@ def test_lines_of_another_app_are_not_shown(app):
     assert lines(app.test_client().get('/both')) == ['GET /both']
 
 
-def test_abandoned_redirects_do_not_fill_the_memory(app):
+def test_abandoned_redirects_use_limited_memory(app):
     for number in range(panel.MAX_WAITING + 50):
         app.test_client().get(f'/leave/{number}')
     assert len(panel._waiting) == panel.MAX_WAITING
     assert '149' in panel._waiting
 
 
-def test_browsers_redirected_at_once_do_not_mix(app):
+def test_simultaneous_redirects_do_not_share_log_lines(app):
     browsers = [app.test_client() for _ in range(3)]
     for browser in browsers:
         browser.get('/hop')
@@ -152,25 +152,25 @@ def test_browsers_redirected_at_once_do_not_mix(app):
         assert lines(browser.get('/page')) == ['GET /hop; hopping', '-> /page', 'GET /page; showing the page']
 
 
-def test_an_endless_redirect_keeps_its_last_requests(app):
+def test_an_endless_redirect_keeps_only_the_last_requests(app):
     browser = app.test_client()
     for _ in range(50):
         browser.get('/hop')
     assert lines(browser.get('/page')).count('GET /hop; hopping') == panel.MAX_REQUESTS
 
 
-def test_the_cookie_is_closed_to_scripts_and_other_sites(app):
+def test_the_cookie_is_http_only_and_same_site(app):
     cookie = app.test_client().get('/hop').headers['Set-Cookie']
     assert 'HttpOnly' in cookie
     assert 'SameSite=Lax' in cookie
 
 
-def test_a_line_outside_of_any_request_is_ignored(app, capfd):
-    logger.info('nobody asked')
+def test_a_log_line_outside_a_request_is_ignored(app, capfd):
+    logger.info('outside of any request')
     assert 'Logging error' not in capfd.readouterr().err
 
 
-def test_the_panel_shows_what_is_logged_as_text(app):
+def test_the_panel_escapes_html_in_log_lines(app):
     with app.test_request_context():
         request_logs = [panel.RequestLog('GET /<b>', [('12:00:00', 'a line with <i>')], '/<u>')]
         shown = app_module.app.jinja_env.get_template('panel.html').render(
@@ -182,9 +182,9 @@ def test_the_panel_shows_what_is_logged_as_text(app):
     assert '<details>' in shown
 
 
-def test_each_line_has_the_time_of_day(app):
+def test_each_log_line_has_a_time(app):
     @app.get('/time')
-    def tell_time():
+    def show_time():
         logger.info('now')
         return render_template_string('{{ request_logs[0].lines[0][0] }}')
 

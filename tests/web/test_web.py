@@ -1,4 +1,4 @@
-"""What holds for every page: session cookie, headers, canonical host, cross-site checks, error pages."""
+"""All pages: headers, session cookie, canonical host, cross-site checks, error pages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from zendesk_oauth.errors import ZendeskError
         ('GET', '/static/nope'),
     ],
 )
-def test_every_response_has_the_headers(browser, method, path):
+def test_every_response_has_the_security_headers(browser, method, path):
     with browser.open(path, method=method) as response:
         headers = response.headers
     policy = headers['Content-Security-Policy']
@@ -56,14 +56,14 @@ def test_every_response_has_the_headers(browser, method, path):
     assert (headers['Cache-Control'] == 'no-store') == (path != '/static/app.css')
 
 
-def test_pages_have_no_inline_code_and_reach_no_other_host(browser):
+def test_pages_have_no_inline_code_and_no_external_links(browser):
     for path in ('/', '/grant_access', '/nope'):
         page = browser.get(path).text
         assert not re.search(r'<script|<style|style=|\son\w+=|javascript:', page)
         assert not re.search(r'(src|href)="(https?:)?//', page)
 
 
-def test_a_redirect_does_not_repeat_the_address_in_its_body(browser):
+def test_a_redirect_has_an_empty_body(browser):
     assert browser.get('/zendesk/auth').data == b''
 
 
@@ -78,7 +78,7 @@ def signed(app: Flask, payload) -> str:
     return app.session_interface.get_signing_serializer(app).dumps(payload)
 
 
-def test_the_session_cookie_is_closed_to_scripts_and_lives_a_week(browser):
+def test_the_session_cookie_is_http_only_and_persistent(browser):
     [cookie] = session_cookies(browser.get('/'))
     assert cookie.startswith('zendesk_oauth_session=')
     for attribute in ('; HttpOnly', '; SameSite=Lax', '; Path=/', '; Expires='):
@@ -87,7 +87,7 @@ def test_the_session_cookie_is_closed_to_scripts_and_lives_a_week(browser):
     assert browser.get_cookie('zendesk_oauth_session').expires is not None
 
 
-def test_only_a_new_id_or_a_stored_refresh_sends_the_session_cookie(app, alice, zendesk):
+def test_only_a_new_id_or_refresh_sends_the_session_cookie(app, alice, zendesk):
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
     zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
@@ -104,9 +104,9 @@ def test_a_failed_retry_sends_no_session_cookie(alice, zendesk):
     assert not session_cookies(alice.get('/profile'))
 
 
-def test_a_slow_profile_does_not_put_the_old_session_over_a_newer_grant(alice, zendesk):
+def test_a_slow_profile_does_not_overwrite_a_newer_session(alice, zendesk):
     def grant_in_another_tab(request):
-        store(bob=OTHER)  # the callback has deleted the old id's tokens
+        store(bob=OTHER)  # the callback has deleted the tokens of the old id
         return 200, {}, json.dumps(USER)
 
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
@@ -128,7 +128,7 @@ def test_a_failed_grant_sends_no_session_cookie(alice, zendesk):
 
 
 @pytest.mark.parametrize('payload', [[1, 2], 'text', 5, None, {'user_id': ['alice']}, {'user_id': 5}, {'other': 1}])
-def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
+def test_a_session_with_wrong_types_opens_an_empty_session(app, browser, payload):
     store(alice=OLD)
     browser.set_cookie('zendesk_oauth_session', signed(app, payload))
     assert browser.get('/profile').location == '/grant_access'
@@ -148,7 +148,7 @@ def test_a_session_of_wrong_types_counts_as_none(app, browser, payload):
         lambda value: 'ä',
     ],
 )
-def test_a_tampered_session_counts_as_none(app, browser, tamper):
+def test_a_tampered_session_opens_an_empty_session(app, browser, tamper):
     store(alice=OLD)
     browser.set_cookie('zendesk_oauth_session', tamper(signed(app, {'user_id': 'alice'})))
     assert browser.get('/profile').location == '/grant_access'
@@ -156,7 +156,7 @@ def test_a_tampered_session_counts_as_none(app, browser, tamper):
 
 
 @pytest.mark.parametrize('fallbacks', [[], ['a former key']])
-def test_a_session_signed_with_an_unknown_key_counts_as_none(app, browser, monkeypatch, fallbacks):
+def test_a_session_signed_with_an_unknown_key_opens_an_empty_session(app, browser, monkeypatch, fallbacks):
     store(alice=OLD)
     monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', fallbacks)
     with monkeypatch.context() as patch:
@@ -167,7 +167,7 @@ def test_a_session_signed_with_an_unknown_key_counts_as_none(app, browser, monke
     assert browser.get('/profile').location == '/grant_access'
 
 
-def test_a_refresh_signs_a_session_with_the_new_key(app, alice, zendesk, monkeypatch):
+def test_a_refresh_signs_the_session_with_the_new_key(app, alice, zendesk, monkeypatch):
     monkeypatch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [app.secret_key, 'an older one'])
     monkeypatch.setattr(app, 'secret_key', 'the new key')
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
@@ -179,7 +179,7 @@ def test_a_refresh_signs_a_session_with_the_new_key(app, alice, zendesk, monkeyp
 
 
 @pytest.mark.parametrize(('age', 'valid'), [(-59, True), (-61, False), (0, True), (604_799, True), (604_801, False)])
-def test_a_session_is_valid_for_a_week_by_clocks_that_differ(app, browser, clock, age, valid):
+def test_a_session_is_valid_for_a_week_despite_clock_skew(app, browser, clock, age, valid):
     store(alice=OLD)
     now = clock.now
     clock.now = now - age
@@ -190,7 +190,7 @@ def test_a_session_is_valid_for_a_week_by_clocks_that_differ(app, browser, clock
 
 
 def test_a_session_of_the_previous_version_is_accepted(app, browser):
-    """Flask's own signature, without the lifetime."""
+    """Accept a cookie signed by Flask's default session interface."""
     serializer = Flask.session_interface.get_signing_serializer(app)
     browser.set_cookie('zendesk_oauth_session', serializer.dumps({'user_id': 'alice'}))
     assert browser.user_id == 'alice'
@@ -201,7 +201,7 @@ def test_a_session_of_the_previous_version_is_accepted(app, browser):
 HTTPS = {'base_url': 'https://app.example.com'}
 
 
-def test_with_https_cookies_are_secure_and_of_this_host_only(https_app):
+def test_cookies_are_secure_and_bound_to_the_host_over_https(https_app):
     response = https_app.test_client().get('/', **HTTPS)
     [cookie] = session_cookies(response)
     assert cookie.startswith('__Host-zendesk_oauth_session=')
@@ -211,7 +211,7 @@ def test_with_https_cookies_are_secure_and_of_this_host_only(https_app):
     assert response.headers['Strict-Transport-Security']
 
 
-def test_with_https_no_host_is_redirected(https_app):
+def test_no_host_is_redirected_over_https(https_app):
     assert https_app.test_client().get('/', base_url='http://127.0.0.1:3000').status_code == 200
 
 
@@ -222,7 +222,7 @@ def pending_cookies(browser) -> list[str]:
     return sorted(name for name in (cookie.key for cookie in browser._cookies.values()) if name.startswith(COOKIE_NAME))
 
 
-def test_the_oldest_pending_requests_are_dropped(browser, zendesk, clock):
+def test_the_oldest_pending_authorization_requests_are_dropped(browser, zendesk, clock):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     states = []
     for _ in range(20):
@@ -233,7 +233,7 @@ def test_the_oldest_pending_requests_are_dropped(browser, zendesk, clock):
     assert browser.come_back(code='the-code', state=states[-web.MAX_PENDING]).location == '/'
 
 
-def test_two_tabs_end_well_in_reverse_order(browser, zendesk):
+def test_two_tabs_can_finish_in_reverse_order(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     zendesk.delete(re.compile('.*/oauth/tokens/current'), status=204)
     first, second = browser.start()['state'], browser.start()['state']
@@ -242,7 +242,7 @@ def test_two_tabs_end_well_in_reverse_order(browser, zendesk):
     assert list(stored()) == [browser.user_id]
 
 
-def test_a_callback_that_is_opened_again_keeps_the_grant(browser, zendesk):
+def test_a_repeated_callback_shows_an_error_and_keeps_the_tokens(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     state = browser.start()['state']
     browser.come_back(code='the-code', state=state)
@@ -268,7 +268,7 @@ def test_a_callback_that_is_opened_again_keeps_the_grant(browser, zendesk):
         'HEAD',
     ],
 )
-def test_only_a_visit_of_a_user_begins_or_completes_a_grant(browser, zendesk, headers):
+def test_only_page_navigation_can_start_or_complete_a_grant(browser, zendesk, headers):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     state = browser.start()['state']
     before = pending_cookies(browser)
@@ -283,14 +283,14 @@ def test_only_a_visit_of_a_user_begins_or_completes_a_grant(browser, zendesk, he
 
 
 @pytest.mark.parametrize('site', ['cross-site', 'same-site'])
-def test_another_site_cannot_begin_a_grant(browser, site):
+def test_another_site_cannot_start_a_grant(browser, site):
     response = browser.get('/zendesk/auth', headers={'Sec-Fetch-Site': site, 'Sec-Fetch-Dest': 'document'})
     assert response.location == '/grant_access'
     assert 'Set-Cookie' not in response.headers
 
 
 @pytest.mark.parametrize('site', ['same-origin', 'none'])
-def test_this_site_and_an_address_bar_can_begin_a_grant(browser, site):
+def test_this_site_and_the_address_bar_can_start_a_grant(browser, site):
     assert browser.start(headers={'Sec-Fetch-Site': site, 'Sec-Fetch-Dest': 'document'})
 
 
@@ -308,10 +308,10 @@ ORIGIN = 'http://localhost:3000'
         ({'Origin': 'http://localhost:4000'}, False),
         ({'Origin': 'https://evil.example'}, False),
         ({'Origin': 'null'}, False),
-        ({}, True),  # no browser
+        ({}, True),  # not sent by a browser
     ],
 )
-def test_only_a_form_of_this_site_can_disconnect(alice, zendesk, headers, accepted):
+def test_only_a_form_on_this_site_can_disconnect(alice, zendesk, headers, accepted):
     zendesk.delete(re.compile('.*'), status=500)
     page = alice.post('/disconnect', headers=headers)
     assert page.status_code == (200 if accepted else 403)
@@ -319,7 +319,7 @@ def test_only_a_form_of_this_site_can_disconnect(alice, zendesk, headers, accept
     assert ('came from another site' in page.text) != accepted
 
 
-def test_a_form_changes_a_cookie_so_that_back_shows_no_page_from_memory(alice):
+def test_a_form_changes_a_cookie_to_disable_the_bfcache(alice):
     cookies = [alice.post('/disconnect').headers['Set-Cookie'] for _ in range(2)]
     assert cookies[0] != cookies[1]
     for cookie in cookies:
@@ -332,7 +332,7 @@ def test_a_form_changes_a_cookie_so_that_back_shows_no_page_from_memory(alice):
 
 @pytest.mark.parametrize('host', ['127.0.0.1:3000', '[::1]:3000', '127.0.0.1'])
 @pytest.mark.parametrize('path', ['/', '/profile', '/zendesk/auth?x=1'])
-def test_a_visit_on_another_name_of_this_machine_is_redirected(browser, host, path):
+def test_a_loopback_address_is_redirected_to_the_canonical_host(browser, host, path):
     response = browser.get(path, headers={'Host': host})
     assert response.location == f'http://localhost:3000{path}'
     assert 'Set-Cookie' not in response.headers
@@ -350,7 +350,7 @@ def test_a_visit_on_another_name_of_this_machine_is_redirected(browser, host, pa
         ('/?a=b&c=%26%0d%0a', '/?a=b&c=%26%0d%0a'),
     ],
 )
-def test_an_odd_path_stays_a_path_after_the_redirect(app, path, location):
+def test_the_redirect_escapes_special_characters_in_the_path(app, path, location):
     status, headers = raw_get(app, '127.0.0.1:3000', path)
     assert status == '302 FOUND'
     assert headers['Location'] == 'http://localhost:3000' + location
@@ -358,13 +358,13 @@ def test_an_odd_path_stays_a_path_after_the_redirect(app, path, location):
 
 
 @pytest.mark.parametrize('path', ['/zendesk//auth', '/zendesk//oauth/callback?code=c', '/static//app.css'])
-def test_a_doubled_slash_is_not_redirected_to_the_requests_host(app, path):
+def test_a_double_slash_is_not_redirected_to_the_request_host(app, path):
     status, _ = raw_get(app, 'evil.example', path)
     assert status == '404 NOT FOUND'
 
 
 def raw_get(app, host: str, target: str):
-    """Send a request with exactly this target, which the test client would tidy up."""
+    """Send a request with exactly this target: the test client would normalize it."""
     path, _, query = target.partition('?')
     environ = {
         'REQUEST_METHOD': 'GET',
@@ -395,7 +395,7 @@ def test_only_a_get_is_redirected_to_the_canonical_host(browser):
         {'Forwarded': 'host=evil.example'},
     ],
 )
-def test_a_foreign_host_changes_no_address(browser, headers):
+def test_a_foreign_host_header_changes_no_url(browser, headers):
     assert browser.start(headers=headers)['redirect_uri'] == 'http://localhost:3000/zendesk/oauth/callback'
     assert browser.get('/profile', headers=headers).location == '/grant_access'
     assert 'evil' not in browser.get('/grant_access', headers=headers).text
@@ -404,7 +404,7 @@ def test_a_foreign_host_changes_no_address(browser, headers):
 @pytest.mark.parametrize(
     ('hops', 'address', 'host'), [(0, '127.0.0.1', 'behind'), (1, '3.3.3.3', 'b'), (2, '2.2.2.2', 'a')]
 )
-def test_forwarded_headers_count_for_as_many_proxies_as_there_are(app, hops, address, host):
+def test_forwarded_headers_are_trusted_for_the_configured_proxies(app, hops, address, host):
     app = Flask('app')
     web.init_app(app, dataclasses.replace(current_settings(), proxy_hops=hops))
     app.add_url_rule('/', view_func=lambda: f'{request.remote_addr} {request.host} {request.scheme}')
@@ -428,7 +428,7 @@ def test_a_malformed_host_does_not_cause_a_500(browser, host):
 @pytest.mark.parametrize(
     ('method', 'path', 'status'), [('GET', '/nope', 404), ('POST', '/profile', 405), ('GET', '/%E0%A4%A', 404)]
 )
-def test_flasks_own_errors_are_pages_of_this_app(browser, log, method, path, status):
+def test_flask_errors_use_the_error_page_of_the_app(browser, log, method, path, status):
     page = browser.open(path, method=method)
     assert page.status_code == status
     assert log[-1].startswith(f'{status} ')
@@ -437,7 +437,7 @@ def test_flasks_own_errors_are_pages_of_this_app(browser, log, method, path, sta
     assert re.findall('href="(/[^"s]*)"', page.text) == ['/']
 
 
-def test_an_unexpected_exception_is_a_page_with_the_headers(app, browser, monkeypatch):
+def test_an_unexpected_exception_shows_a_page_with_the_security_headers(app, browser, monkeypatch):
     monkeypatch.setattr(app, 'testing', False)
     monkeypatch.setattr('backend_code.current_user_id', lambda: 1 / 0)
     page = browser.get('/')
@@ -449,7 +449,7 @@ def test_an_unexpected_exception_is_a_page_with_the_headers(app, browser, monkey
 
 
 @pytest.mark.parametrize(('reauthorize', 'link'), [(True, '/grant_access'), (False, '/profile')])
-def test_an_error_page_has_a_link_that_goes_on(alice, monkeypatch, log, reauthorize, link):
+def test_an_error_page_links_to_the_next_step(alice, monkeypatch, log, reauthorize, link):
     def fail(*args, **kwargs):
         raise ZendeskError('the cause, for the log', reauthorize=reauthorize, title='What happened', retry_after=5)
 
@@ -481,7 +481,7 @@ def test_only_practice_mode_has_a_banner_and_a_panel(app, browser):
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1'])
-def test_a_port_that_is_taken_ends_the_process(log, host):
+def test_the_process_exits_if_the_port_is_taken(log, host):
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
@@ -492,7 +492,7 @@ def test_a_port_that_is_taken_ends_the_process(log, host):
     assert f'Port {port} is taken' in line
 
 
-def test_a_free_port_is_fine_and_stays_free(log):
+def test_a_free_port_is_accepted_and_stays_free(log):
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
     web.stop_if_port_is_taken(port)

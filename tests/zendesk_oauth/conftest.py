@@ -1,4 +1,4 @@
-"""An OAuth client with an empty store, and what the package logs."""
+"""An OAuth client with an empty store, and the log records of the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zendesk_oauth import JsonFileStore, ZendeskOAuth
 
 @pytest.fixture
 def db(tmp_path) -> JsonFileStore:
-    """An empty store."""
+    """Return an empty store."""
     return JsonFileStore(str(tmp_path / 'users.json'))
 
 
@@ -32,14 +32,14 @@ def oauth(db) -> ZendeskOAuth:
 
 @pytest.fixture
 def package_log() -> Iterator[list[logging.LogRecord]]:
-    """The records of the logger `zendesk_oauth`, without the exchanges."""
+    """Collect the records of the logger `zendesk_oauth`, without the exchanges."""
     with _records_of('zendesk_oauth') as records:
         yield records
 
 
 @pytest.fixture
 def exchanges() -> Iterator[list[logging.LogRecord]]:
-    """The records of the logger `zendesk_oauth.exchange`."""
+    """Collect the records of the logger `zendesk_oauth.exchange`."""
     with _records_of('zendesk_oauth.exchange') as records:
         yield records
 

@@ -24,17 +24,17 @@ from zendesk_oauth.errors import (
 
 @pytest.fixture
 def pending(oauth) -> AuthorizationRequest:
-    """An authorization request that this browser has begun."""
+    """Start an authorization request in this browser."""
     return oauth.authorization_request(None)
 
 
 def cookies(*requests: AuthorizationRequest) -> dict[str, str]:
-    """Return the cookies that a browser sends after it has begun these requests."""
+    """Return the cookies of a browser that has started these requests."""
     return {request.cookie_name: request.cookie_value for request in requests}
 
 
-def answered(oauth: ZendeskOAuth, request: AuthorizationRequest) -> str:
-    """Return the code verifier of a request that Zendesk has answered in the same browser."""
+def complete(oauth: ZendeskOAuth, request: AuthorizationRequest) -> str:
+    """Complete the request in the same browser and return its code verifier."""
     return oauth.consume_state({'state': request.state}, cookies(request))
 
 
@@ -54,20 +54,20 @@ def client(oauth: ZendeskOAuth, **changes: str) -> ZendeskOAuth:
 # --- The request --- #
 
 
-def test_the_challenge_is_the_example_of_rfc_7636_appendix_b():
+def test_the_challenge_matches_the_example_in_rfc_7636_appendix_b():
     verifier = 'dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk'
     assert code_challenge(verifier) == 'E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM'
 
 
 def test_the_verifier_matches_the_challenge_of_its_request(oauth, pending):
-    verifier = answered(oauth, pending)
+    verifier = complete(oauth, pending)
     assert len(verifier) == 43
     assert code_challenge(verifier) == pending.code_challenge
 
 
 def test_the_verifier_depends_on_the_client_secret(oauth, pending):
     other = Authorization(client_secret='another', redirect_uri='http://localhost/', scope='s', issuer=ZENDESK)
-    assert other.code_verifier(pending.state) != answered(oauth, pending)
+    assert other.code_verifier(pending.state) != complete(oauth, pending)
 
 
 def test_a_request_has_256_random_bits_and_its_own_cookie(oauth):
@@ -77,14 +77,14 @@ def test_a_request_has_256_random_bits_and_its_own_cookie(oauth):
         assert len({getattr(request, attribute) for request in requests}) == 100
 
 
-def test_the_cookie_reveals_neither_state_nor_verifier_nor_challenge(oauth, pending):
-    for secret in (pending.state, pending.code_challenge, answered(oauth, pending)):
+def test_the_cookie_reveals_no_state_verifier_or_challenge(oauth, pending):
+    for secret in (pending.state, pending.code_challenge, complete(oauth, pending)):
         assert secret not in str(cookies(pending))
 
 
-def test_repr_and_log_reveal_no_secret(oauth, package_log):
+def test_the_repr_and_the_log_reveal_no_secrets(oauth, package_log):
     pending = oauth.authorization_request(None)
-    verifier = answered(oauth, pending)
+    verifier = complete(oauth, pending)
     shown = repr(pending) + ''.join(record.getMessage() for record in package_log)
     assert len(package_log) == 2
     for secret in (pending.state, pending.code_challenge, pending.cookie_value, verifier):
@@ -98,14 +98,14 @@ def test_repr_and_log_reveal_no_secret(oauth, package_log):
         ('https://app.example.com/callback', '__Host-zendesk_oauth_request_', True),
     ],
 )
-def test_the_cookie_is_as_secure_as_the_redirect_uri(oauth, redirect_uri, prefix, secure):
+def test_the_cookie_is_secure_if_the_redirect_uri_is_https(oauth, redirect_uri, prefix, secure):
     oauth = client(oauth, redirect_uri=redirect_uri)
     pending = oauth.authorization_request(None)
     assert pending.cookie_prefix == prefix
     assert pending.cookie_name.startswith(prefix)
     assert pending.cookie_options == {'max_age': 3600, 'secure': secure, 'httponly': True, 'samesite': 'Lax'}
     assert COOKIE_LIFETIME > LIFETIME
-    assert answered(oauth, pending)
+    assert complete(oauth, pending)
 
 
 def test_the_newest_cookie_name_sorts_last(oauth, clock):
@@ -124,23 +124,23 @@ STATES = {
     'unknown': ['A' * 43],
     'not ASCII': ['ä🦄'],
     'control characters': ['\ufffd\x00'],
-    'a line break behind it': ['{state}\n'],
-    'a character more': ['{state}x'],
+    'trailing line break': ['{state}\n'],
+    'extra character': ['{state}x'],
     'twice': ['{state}', '{state}'],
-    'another one behind it': ['{state}', 'other'],
+    'followed by another': ['{state}', 'other'],
     'huge': ['x' * 100_000],
 }
 
 
 @pytest.mark.parametrize('values', STATES.values(), ids=STATES)
-def test_a_malformed_state_is_refused_and_the_request_stays_open(oauth, pending, values):
+def test_a_malformed_state_is_refused_and_the_request_stays_valid(oauth, pending, values):
     query = MultiDict([('code', 'c'), *(('state', value.format(state=pending.state)) for value in values)])
     with pytest.raises(AuthorizationError) as raised:
         oauth.consume_state(query, cookies(pending))
     assert raised.value.status == 400
     assert raised.value.reauthorize
     assert pending.state not in str(raised.value)
-    assert answered(oauth, pending)
+    assert complete(oauth, pending)
 
 
 @pytest.mark.parametrize('query', [{}, {'state': ''}])
@@ -149,7 +149,7 @@ def test_a_plain_dict_without_a_state_is_refused(oauth, pending, query):
         oauth.consume_state(query, cookies(pending))
 
 
-def test_a_browser_without_cookies_is_told_where_to_start(oauth, pending):
+def test_the_missing_cookie_error_names_the_start_address(oauth, pending):
     with pytest.raises(StateCookieMissing) as raised:
         oauth.consume_state({'state': pending.state}, {'session': 'x'})
     assert raised.value.status == 400
@@ -162,33 +162,33 @@ def test_the_state_of_another_browser_is_refused(oauth, pending):
     assert not isinstance(raised.value, StateCookieMissing)
 
 
-def test_a_state_is_used_once_while_its_cookie_stays(oauth, pending, clock):
-    answered(oauth, pending)
+def test_a_state_works_only_once_if_its_cookie_remains(oauth, pending, clock):
+    complete(oauth, pending)
     for seconds in (0, 599):
         clock.advance(seconds)
         with pytest.raises(AuthorizationError, match='already used'):
-            answered(oauth, pending)
+            complete(oauth, pending)
 
 
-def test_one_of_ten_simultaneous_callbacks_wins(oauth, pending):
-    def come_back(_):
+def test_one_of_ten_simultaneous_callbacks_succeeds(oauth, pending):
+    def callback(_):
         try:
-            return answered(oauth, pending)
+            return complete(oauth, pending)
         except AuthorizationError:
             return None
 
     with ThreadPoolExecutor(10) as pool:
-        outcomes = list(pool.map(come_back, range(10)))
+        outcomes = list(pool.map(callback, range(10)))
     assert sorted(outcome is None for outcome in outcomes) == [False] + [True] * 9
 
 
-def test_a_state_that_cannot_be_marked_as_used_stays_open(oauth, pending):
+def test_a_state_stays_valid_if_marking_it_as_used_fails(oauth, pending):
     folder = Path(f'{oauth.store}.d')
     folder.touch()
     with pytest.raises(StoreError):
-        answered(oauth, pending)
+        complete(oauth, pending)
     folder.unlink()
-    assert answered(oauth, pending)
+    assert complete(oauth, pending)
 
 
 def test_two_tabs_can_finish_in_reverse_order(oauth):
@@ -200,25 +200,25 @@ def test_two_tabs_can_finish_in_reverse_order(oauth):
 @pytest.mark.parametrize(
     ('seconds', 'valid'), [(-61, False), (-60, True), (0, True), (600, True), (601, False), (3599, False)]
 )
-def test_a_request_is_valid_for_ten_minutes_plus_clock_skew(oauth, clock, seconds, valid):
+def test_a_request_is_valid_for_ten_minutes_despite_clock_skew(oauth, clock, seconds, valid):
     clock.now = 1_800_000_000
     pending = oauth.authorization_request(None)
     clock.advance(seconds)
     if valid:
-        assert answered(oauth, pending)
+        assert complete(oauth, pending)
     else:
         with pytest.raises(AuthorizationExpired) as raised:
-            answered(oauth, pending)
+            complete(oauth, pending)
         assert (raised.value.status, raised.value.title) == (400, 'That took too long')
 
 
-def test_the_store_never_sees_a_state(oauth, pending):
-    answered(oauth, pending)
+def test_the_store_never_contains_a_state(oauth, pending):
+    complete(oauth, pending)
     [marker] = Path(f'{oauth.store}.d').glob('used-*/*')
     assert pending.state not in marker.name + marker.read_text()
 
 
-# --- Cookies that somebody else has made --- #
+# --- Forged cookies --- #
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_store_never_sees_a_state(oauth, pending):
         lambda value: 'ä\ud800',
     ],
 )
-def test_a_tampered_cookie_does_not_open_the_request(oauth, pending, tamper):
+def test_a_tampered_cookie_is_refused(oauth, pending, tamper):
     with pytest.raises(AuthorizationError):
         oauth.consume_state({'state': pending.state}, {pending.cookie_name: tamper(pending.cookie_value)})
 
@@ -241,10 +241,10 @@ def test_a_tampered_cookie_does_not_open_the_request(oauth, pending, tamper):
 def test_a_cookie_signed_with_another_client_secret_is_refused(oauth):
     other = client(oauth, client_secret='another secret')
     with pytest.raises(AuthorizationError):
-        answered(oauth, other.authorization_request(None))
+        complete(oauth, other.authorization_request(None))
 
 
-def test_the_cookie_of_one_request_does_not_open_another(oauth):
+def test_a_cookie_is_refused_for_another_request(oauth):
     first, second = (oauth.authorization_request(None) for _ in range(2))
     for forged in (
         {first.cookie_name: second.cookie_value},
@@ -253,7 +253,7 @@ def test_the_cookie_of_one_request_does_not_open_another(oauth):
     ):
         with pytest.raises(AuthorizationError):
             oauth.consume_state({'state': first.state}, forged)
-    assert answered(oauth, second)
+    assert complete(oauth, second)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_the_cookie_of_one_request_does_not_open_another(oauth):
         lambda time, hash: '',
         lambda time, hash: 'junk',
         lambda time, hash: f'_{hash}',
-        lambda time, hash: f'{int(time) + 1}_{hash}',  # a later start, so that it is valid for longer
+        lambda time, hash: f'{int(time) + 1}_{hash}',  # a later start would extend the lifetime
         lambda time, hash: f'-{time}_{hash}',
         lambda time, hash: f'{time}.0_{hash}',
         lambda time, hash: f'{"9" * 5000}_{hash}',
@@ -272,7 +272,7 @@ def test_the_cookie_of_one_request_does_not_open_another(oauth):
         lambda time, hash: f'{time}_{"A" * 16}',
     ],
 )
-def test_a_forged_cookie_name_opens_nothing_and_disturbs_nobody(oauth, pending, forge):
+def test_a_forged_cookie_name_is_ignored(oauth, pending, forge):
     started, hashed = pending.cookie_name.removeprefix(pending.cookie_prefix).split('_', 1)
     forged = {pending.cookie_prefix + forge(started, hashed): pending.cookie_value}
     with pytest.raises(AuthorizationError):
@@ -280,10 +280,10 @@ def test_a_forged_cookie_name_opens_nothing_and_disturbs_nobody(oauth, pending, 
     assert oauth.consume_state({'state': pending.state}, {**forged, **cookies(pending)})
 
 
-def test_a_cookie_of_another_prefix_is_not_looked_at(oauth, pending):
+def test_a_cookie_with_another_prefix_is_ignored(oauth, pending):
     https = client(oauth, redirect_uri='https://app.example.com/callback')
     with pytest.raises(StateCookieMissing):
-        answered(https, pending)
+        complete(https, pending)
 
 
 def test_a_request_is_bound_to_its_user():
@@ -298,10 +298,10 @@ def test_a_request_is_bound_to_its_user():
     assert 600 <= expires_at - time.time() <= 720
 
 
-# --- The rest of Zendesk's response --- #
+# --- The authorization response --- #
 
 
-def test_the_right_issuer_and_unknown_parameters_do_no_harm(oauth):
+def test_the_correct_issuer_and_unknown_parameters_are_accepted(oauth):
     for query in ({}, {'iss': ZENDESK, 'session_state': 'x', 'lang': 'en'}):
         assert oauth.authorization_code({'code': 'the-code', **query}) == 'the-code'
         assert oauth.authorization_code(MultiDict({'code': 'the-code', **query})) == 'the-code'
@@ -317,24 +317,24 @@ def test_the_right_issuer_and_unknown_parameters_do_no_harm(oauth):
         ('invalid_request', SetupError, 502, 'The OAuth client does not fit this app'),
         ('unauthorized_client', SetupError, 502, 'The OAuth client does not fit this app'),
         ('unsupported_response_type', SetupError, 502, 'The OAuth client does not fit this app'),
-        # Errors of the token endpoint, which Zendesk never sends here.
+        # Errors of the token endpoint: Zendesk never sends them here.
         ('invalid_client', AuthorizationError, 400, 'Access was not granted'),
         ('unsupported_grant_type', AuthorizationError, 400, 'Access was not granted'),
-        # No errors of OAuth at all.
+        # Not OAuth errors.
         ('', AuthorizationError, 400, 'Access was not granted'),
         ('<script>alert("canary")</script>', AuthorizationError, 400, 'Access was not granted'),
         ('canary\r\nSet-Cookie: b=c\x1b[31m{}', AuthorizationError, 400, 'Access was not granted'),
         ('canary' * 100_000, AuthorizationError, 400, 'Access was not granted'),
     ],
 )
-def test_each_error_has_status_and_title_and_repeats_nothing(oauth, error, kind, status, title):
+def test_each_error_has_a_status_and_repeats_no_input(oauth, error, kind, status, title):
     with pytest.raises(kind) as raised:
         oauth.authorization_code({'error': error, 'error_description': 'canary', 'code': 'canary'})
     assert (raised.value.status, raised.value.title) == (status, title)
     assert 'canary' not in str(raised.value) + raised.value.title + raised.value.advice
 
 
-def test_invalid_scope_names_the_scope_and_the_place(oauth):
+def test_the_invalid_scope_error_names_the_scope_to_add(oauth):
     with pytest.raises(SetupError, match='In the Admin Center, add the scope users:read'):
         oauth.authorization_code({'error': 'invalid_scope'})
 
@@ -345,13 +345,13 @@ def test_a_malformed_code_is_refused(oauth, values):
         oauth.authorization_code(MultiDict(('code', value) for value in values))
 
 
-def test_the_longest_code_is_returned(oauth):
+def test_a_code_of_the_maximum_length_is_returned(oauth):
     assert oauth.authorization_code({'code': 'x' * 1024}) == 'x' * 1024
 
 
 @pytest.mark.parametrize('issuers', [['https://evil.example'], [''], [ZENDESK, 'x'], [f'{ZENDESK}/']])
 @pytest.mark.parametrize('response', [('code', 'c'), ('error', 'access_denied'), ('error', 'invalid_scope')])
-def test_a_response_of_another_issuer_is_refused(oauth, issuers, response):
+def test_a_response_from_another_issuer_is_refused(oauth, issuers, response):
     with pytest.raises(AuthorizationError) as raised:
         oauth.authorization_code(MultiDict([response, *(('iss', issuer) for issuer in issuers)]))
     assert raised.value.title == 'This link cannot be used'

@@ -37,7 +37,7 @@ REFRESH = form(
 
 @pytest.fixture
 def db(db) -> JsonFileStore:
-    """The store, with the tokens of alice and bob."""
+    """Return the store with the tokens of alice and bob."""
     db.save('alice', OLD)
     db.save('bob', OTHER)
     return db
@@ -58,8 +58,8 @@ def forms():
 
 
 @pytest.mark.parametrize(('fields', 'order'), [(forms()[0], ['request']), (forms()[1], ['check', 'request'])])
-def test_the_store_is_checked_before_a_refresh_only(oauth, zendesk, monkeypatch, fields, order):
-    """Anybody can send a code: that must not write the file."""
+def test_the_store_is_checked_only_before_a_refresh(oauth, zendesk, monkeypatch, fields, order):
+    """Do not write the file for an authorization code: anyone can send one."""
     seen = []
     monkeypatch.setattr(JsonFileStore, 'check_writable', lambda self: seen.append('check'))
     zendesk.add_callback('POST', TOKEN_ENDPOINT, lambda request: (seen.append('request'), (400, {}, ''))[1])
@@ -68,13 +68,13 @@ def test_the_store_is_checked_before_a_refresh_only(oauth, zendesk, monkeypatch,
     assert seen == order
 
 
-def test_nothing_is_requested_if_the_store_is_not_writable(oauth, zendesk, full_disk):
+def test_no_refresh_is_sent_if_the_store_is_not_writable(oauth, zendesk, full_disk):
     with pytest.raises(StoreError, match='No space left'):
         oauth.request_tokens(forms()[1])
     assert not zendesk.calls
 
 
-def test_an_impossible_refresh_token_does_not_touch_the_store(oauth, full_disk):
+def test_an_unusable_refresh_token_does_not_touch_the_store(oauth, full_disk):
     with pytest.raises(InvalidGrant):
         oauth.request_tokens({'grant_type': 'refresh_token', 'refresh_token': ''})
 
@@ -82,7 +82,7 @@ def test_an_impossible_refresh_token_does_not_touch_the_store(oauth, full_disk):
 # --- The stored tokens --- #
 
 
-def test_the_refresh_lock_yields_the_record_and_admits_one(oauth, monkeypatch):
+def test_the_refresh_lock_yields_the_record_to_one_holder(oauth, monkeypatch):
     monkeypatch.setattr('zendesk_oauth.stores.REFRESH_TIMEOUT', 0.05)
     with oauth.refresh_lock('alice') as stored:
         assert stored == OLD
@@ -101,7 +101,7 @@ def test_replace_tokens_stores_the_tokens_of_a_refresh(oauth, db, zendesk):
     assert not zendesk.calls
 
 
-def test_replace_tokens_deletes_a_record_whose_grant_has_ended(oauth, db, zendesk):
+def test_replace_tokens_deletes_the_record_if_the_grant_has_ended(oauth, db, zendesk):
     assert oauth.replace_tokens('alice', 'old-refresh', None) is None
     assert (db.find('alice'), db.find('bob')) == (None, OTHER)
     assert not zendesk.calls
@@ -122,7 +122,7 @@ RENEWED = {'access_token': 'renewed-access', 'refresh_token': 'renewed-refresh'}
 @pytest.mark.parametrize(
     'response', [{'status': 204}, {'status': 401}, {'status': 500}, {'body': requests.ConnectionError()}]
 )
-def test_tokens_that_lost_the_race_are_revoked_with_one_request(oauth, db, zendesk, package_log, stored, response):
+def test_new_tokens_are_revoked_if_the_stored_record_has_changed(oauth, db, zendesk, package_log, stored, response):
     db.remove('alice') if stored is None else db.save('alice', stored)
     zendesk.delete(REVOKE, match=[bearer('new-access')], **response)
     assert oauth.replace_tokens('alice', 'old-refresh', NEW) == stored
@@ -132,7 +132,7 @@ def test_tokens_that_lost_the_race_are_revoked_with_one_request(oauth, db, zende
 
 
 @pytest.mark.parametrize('status', [204, 500])
-def test_tokens_that_cannot_be_stored_are_revoked_with_one_request(oauth, db, zendesk, package_log, full_disk, status):
+def test_new_tokens_are_revoked_once_if_they_cannot_be_stored(oauth, db, zendesk, package_log, full_disk, status):
     zendesk.delete(REVOKE, status=status, match=[bearer('new-access')])
     with pytest.raises(StoreError, match='No space left'):
         oauth.replace_tokens('alice', 'old-refresh', NEW)
@@ -141,7 +141,7 @@ def test_tokens_that_cannot_be_stored_are_revoked_with_one_request(oauth, db, ze
     assert log_of(package_log)[0] == ('WARNING', 'The new tokens cannot be stored: revoking them')
 
 
-def test_a_record_that_cannot_be_deleted_raises_and_revokes_nothing(oauth, db, zendesk, package_log, full_disk):
+def test_replace_tokens_revokes_nothing_if_the_record_cannot_be_deleted(oauth, db, zendesk, package_log, full_disk):
     with pytest.raises(StoreError):
         oauth.replace_tokens('alice', 'old-refresh', None)
     assert db.find('alice') == OLD
@@ -181,7 +181,7 @@ def test_revoke_tokens_revokes_and_verifies(oauth, zendesk, package_log):
 
 
 @pytest.mark.parametrize('access_token', ['old-access', '', 'ä日', 'a\nb'])
-def test_an_expired_or_impossible_access_token_is_refreshed_first(oauth, db, zendesk, access_token):
+def test_revoke_tokens_refreshes_an_expired_or_unusable_access_token_first(oauth, db, zendesk, access_token):
     zendesk.delete(REVOKE, status=401, match=[bearer('old-access')])
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, match=[REFRESH])
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
@@ -189,7 +189,7 @@ def test_an_expired_or_impossible_access_token_is_refreshed_first(oauth, db, zen
     assert oauth.revoke_tokens({**OLD, 'access_token': access_token}) is True
     assert requests_to(zendesk, TOKEN_ENDPOINT) == 1
     assert requests_to(zendesk, REVOKE) == 1 + (access_token == 'old-access')
-    assert db.find('alice') == OLD  # the store is the caller's business
+    assert db.find('alice') == OLD  # the caller updates the store
 
 
 def test_a_grant_without_a_refresh_token_can_be_revoked(oauth, zendesk):
@@ -213,7 +213,7 @@ NOT_REVOKED = [
 
 @pytest.mark.parametrize('response', NOT_REVOKED)
 @pytest.mark.parametrize('best_effort', [False, True])
-def test_a_failed_revocation_is_not_confirmed(oauth, zendesk, package_log, response, best_effort):
+def test_revoke_tokens_returns_false_if_the_revocation_fails(oauth, zendesk, package_log, response, best_effort):
     zendesk.delete(REVOKE, **response)
     assert oauth.revoke_tokens(OLD, best_effort=best_effort) is False
     assert len(zendesk.calls) == 1
@@ -223,7 +223,7 @@ def test_a_failed_revocation_is_not_confirmed(oauth, zendesk, package_log, respo
 
 
 @pytest.mark.parametrize('check', [{'json': USER}, {'status': 500}, {'status': 403}, {'body': requests.Timeout()}])
-def test_a_revocation_without_a_401_afterwards_is_not_confirmed(oauth, zendesk, package_log, check):
+def test_revoke_tokens_returns_false_if_the_check_returns_no_401(oauth, zendesk, package_log, check):
     zendesk.delete(REVOKE, status=204)
     zendesk.get(SHOW_SELF, **check)
     assert oauth.revoke_tokens(OLD) is False
@@ -231,8 +231,8 @@ def test_a_revocation_without_a_401_afterwards_is_not_confirmed(oauth, zendesk, 
 
 
 @pytest.mark.parametrize('refresh_token', ['old-refresh', '', None])
-def test_tokens_that_zendesk_rejects_both_are_not_confirmed(oauth, zendesk, package_log, refresh_token):
-    """Perhaps a refresh succeeded whose response was lost, and its new tokens are valid."""
+def test_revoke_tokens_returns_false_if_zendesk_rejects_both_tokens(oauth, zendesk, package_log, refresh_token):
+    """Assume that the response to a refresh was lost and its new tokens are still valid."""
     zendesk.delete(REVOKE, status=401)
     zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
     tokens = {name: value for name, value in {**OLD, 'refresh_token': refresh_token}.items() if value is not None}
@@ -242,7 +242,7 @@ def test_tokens_that_zendesk_rejects_both_are_not_confirmed(oauth, zendesk, pack
 
 
 @pytest.mark.parametrize('response', [{'status': 500}, {'body': requests.Timeout()}, {'json': {}}])
-def test_a_failed_refresh_is_not_confirmed(oauth, zendesk, response):
+def test_revoke_tokens_returns_false_if_the_refresh_fails(oauth, zendesk, response):
     zendesk.delete(REVOKE, status=401)
     zendesk.post(TOKEN_ENDPOINT, **response)
     assert oauth.revoke_tokens(OLD) is False
@@ -250,7 +250,7 @@ def test_a_failed_refresh_is_not_confirmed(oauth, zendesk, response):
 
 
 @pytest.mark.parametrize('response', [*NOT_REVOKED, {'status': 401}])
-def test_new_tokens_that_cannot_be_revoked_are_not_confirmed(oauth, zendesk, response):
+def test_revoke_tokens_returns_false_if_refreshed_tokens_cannot_be_revoked(oauth, zendesk, response):
     zendesk.delete(REVOKE, status=401, match=[bearer('old-access')])
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     zendesk.delete(REVOKE, match=[bearer('new-access')], **response)
@@ -267,7 +267,7 @@ def test_a_revocation_does_not_need_a_writable_store(oauth, zendesk, full_disk):
 
 
 @pytest.mark.parametrize('response', [{'status': 204}, {'status': 500}, {'body': requests.ConnectionError()}])
-def test_tokens_of_a_new_grant_are_revoked_if_they_cannot_be_stored(oauth, zendesk, full_disk, response):
+def test_save_tokens_revokes_the_tokens_if_storing_them_fails(oauth, zendesk, full_disk, response):
     zendesk.delete(REVOKE, match=[bearer('new-access')], **response)
     with pytest.raises(StoreError):
         oauth.save_tokens('carol', NEW)
@@ -275,7 +275,7 @@ def test_tokens_of_a_new_grant_are_revoked_if_they_cannot_be_stored(oauth, zende
 
 
 @pytest.mark.parametrize('best_effort', [False, True])
-def test_without_tokens_nothing_is_revoked(oauth, zendesk, best_effort):
+def test_revoke_tokens_sends_nothing_if_there_are_no_tokens(oauth, zendesk, best_effort):
     assert oauth.revoke_tokens(None, best_effort=best_effort) is False
     assert not zendesk.calls
 
@@ -283,7 +283,7 @@ def test_without_tokens_nothing_is_revoked(oauth, zendesk, best_effort):
 @pytest.mark.parametrize(
     ('response', 'revoked'), [({'status': 204}, True), ({'json': {}}, True), ({'status': 401}, False)]
 )
-def test_best_effort_sends_one_request_of_three_seconds(oauth, zendesk, monkeypatch, response, revoked):
+def test_best_effort_sends_one_request_with_a_three_second_timeout(oauth, zendesk, monkeypatch, response, revoked):
     timeouts, send = [], transport.send
 
     def record_timeout(*args, timeout, **kwargs):
@@ -296,6 +296,6 @@ def test_best_effort_sends_one_request_of_three_seconds(oauth, zendesk, monkeypa
     assert timeouts == [3]
 
 
-def test_best_effort_does_not_send_an_impossible_token(oauth, zendesk):
+def test_best_effort_does_not_send_an_unusable_token(oauth, zendesk):
     assert oauth.revoke_tokens({**OLD, 'access_token': 'a\nb'}, best_effort=True) is False
     assert not zendesk.calls

@@ -1,4 +1,4 @@
-"""What is said to Zendesk, what is made of each response, and what is logged of it."""
+"""Requests to Zendesk: the form sent, the result of each response, the log records."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ REQUESTS = {
 
 @pytest.fixture(params=REQUESTS)
 def send(request, oauth, zendesk):
-    """A function that registers a response and sends the request, for each of the three requests."""
+    """Return a function that registers a response and sends one of the three requests."""
     make, method, url = REQUESTS[request.param]
 
     def send(callback=None, **response):
@@ -113,7 +113,7 @@ def send(request, oauth, zendesk):
         ({'body': ValueError('invalid chunk size')}, ZendeskError, 502, 'network'),
     ],
 )
-def test_each_failure_is_one_error_with_its_remedy(send, zendesk, response, error, status, remedy):
+def test_each_failure_raises_one_error_with_its_remedy(send, zendesk, response, error, status, remedy):
     with pytest.raises(ZendeskError, match=remedy) as raised:
         send(**response)
     assert (type(raised.value), raised.value.status) == (error, status)
@@ -143,7 +143,7 @@ def test_retry_after_is_between_one_second_and_five_minutes(send, status, header
     assert f'in {seconds} s at the earliest' in raised.value.advice
 
 
-def test_errors_repeat_nothing_that_zendesk_sent(send):
+def test_errors_repeat_no_text_from_zendesk(send):
     with pytest.raises(ZendeskError) as raised:
         send(status=400, json={'error': 'invalid_client', 'error_description': 'canary\nline'})
     assert 'canary' not in str(raised.value) + raised.value.title + raised.value.advice
@@ -154,7 +154,7 @@ def test_errors_repeat_nothing_that_zendesk_sent(send):
 
 @pytest.mark.parametrize('fields', [CODE_FORM, REFRESH_FORM])
 @pytest.mark.parametrize('status', [200, 201])
-def test_the_form_is_sent_unchanged_and_the_tokens_returned(oauth, zendesk, clock, fields, status):
+def test_request_tokens_sends_the_form_unchanged_and_returns_the_tokens(oauth, zendesk, clock, fields, status):
     clock.now = 1_800_000_000
     exactly = form(**{name: str(value) for name, value in fields.items()})
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, status=status, match=[exactly])
@@ -182,7 +182,7 @@ def test_the_expiry_is_unknown_if_the_lifetime_is_malformed(oauth, zendesk, cloc
     assert oauth.request_tokens(REFRESH_FORM)['refresh_token_expires_at'] == expires_at
 
 
-def test_a_client_without_expiration_gets_an_access_token_only(oauth, zendesk):
+def test_request_tokens_accepts_a_response_without_a_refresh_token(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'expires_in': 360})
     assert oauth.request_tokens(CODE_FORM) == {'access_token': 'only-access'}
 
@@ -202,12 +202,12 @@ def test_unusable_tokens_are_refused(oauth, zendesk, changes):
 
 
 @pytest.mark.parametrize('token_type', ['Bearer', 'BEARER', ...])
-def test_the_case_of_the_token_type_does_not_matter(oauth, zendesk, token_type):
+def test_the_case_of_the_token_type_is_ignored(oauth, zendesk, token_type):
     zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, 'token_type': token_type}))
     assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
 
 
-def test_the_longest_tokens_are_returned(oauth, zendesk):
+def test_an_access_token_of_the_maximum_length_is_returned(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'access_token': 'x' * 4096})
     assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'x' * 4096
 
@@ -215,7 +215,7 @@ def test_the_longest_tokens_are_returned(oauth, zendesk):
 @pytest.mark.parametrize(
     ('changes', 'warnings'), [({'scope': 'tickets:read'}, 1), ({'scope': 'users:read'}, 0), ({'scope': ...}, 0)]
 )
-def test_a_scope_that_was_not_requested_is_logged(oauth, zendesk, package_log, changes, warnings):
+def test_an_unrequested_scope_is_logged(oauth, zendesk, package_log, changes, warnings):
     zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, **changes}))
     assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
     assert [(record.levelname, 'a scope other' in record.getMessage()) for record in package_log] == [
@@ -223,7 +223,7 @@ def test_a_scope_that_was_not_requested_is_logged(oauth, zendesk, package_log, c
     ] * warnings
 
 
-def test_an_error_does_not_carry_the_request(oauth, zendesk):
+def test_an_error_does_not_contain_the_request(oauth, zendesk):
     request = requests.Request('POST', TOKEN_ENDPOINT, data={'client_secret': 'canary'}).prepare()
     zendesk.post(TOKEN_ENDPOINT, body=requests.ConnectionError(request=request))
     with pytest.raises(ZendeskError) as raised:
@@ -234,7 +234,7 @@ def test_an_error_does_not_carry_the_request(oauth, zendesk):
         error = error.__cause__
 
 
-def test_an_issued_token_is_replaced_wherever_it_is_repeated(oauth, zendesk, exchanges):
+def test_repeated_tokens_are_replaced_in_the_exchange_record(oauth, zendesk, exchanges):
     zendesk.post(
         TOKEN_ENDPOINT,
         json={**NEW_TOKENS, 'note': 'issued new-access', 'Token': {'value': 'canary'}, 'tokens': ['canary']},
@@ -246,7 +246,7 @@ def test_an_issued_token_is_replaced_wherever_it_is_repeated(oauth, zendesk, exc
 
 
 @pytest.mark.parametrize('error', [None, 'invalid_scope'])
-def test_a_form_without_a_scope_loses_no_tokens(oauth, zendesk, package_log, error):
+def test_the_scope_is_optional_in_the_form(oauth, zendesk, package_log, error):
     fields = {name: value for name, value in REFRESH_FORM.items() if name != 'scope'}
     if error:
         zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
@@ -262,7 +262,7 @@ def test_a_form_without_a_scope_loses_no_tokens(oauth, zendesk, package_log, err
 @pytest.mark.parametrize(
     ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*redirect URI'), (REFRESH_FORM, 'the refresh token is')]
 )
-def test_invalid_grant_names_the_cause_at_any_client_error(oauth, zendesk, status, fields, cause):
+def test_invalid_grant_names_the_cause_with_any_client_error_status(oauth, zendesk, status, fields, cause):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
     with pytest.raises(InvalidGrant, match=cause) as raised:
         oauth.request_tokens(fields)
@@ -270,7 +270,7 @@ def test_invalid_grant_names_the_cause_at_any_client_error(oauth, zendesk, statu
 
 
 @pytest.mark.parametrize('status', [200, 302, 429, 500])
-def test_invalid_grant_does_not_count_at_other_statuses(oauth, zendesk, status):
+def test_invalid_grant_is_ignored_with_any_other_status(oauth, zendesk, status):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
     with pytest.raises(ZendeskError) as raised:
         oauth.request_tokens(REFRESH_FORM)
@@ -279,7 +279,7 @@ def test_invalid_grant_does_not_count_at_other_statuses(oauth, zendesk, status):
 
 @pytest.mark.parametrize('status', [400, 401])
 @pytest.mark.parametrize('error', sorted(SETUP_ERRORS))
-def test_an_error_that_blames_the_settings_names_them(oauth, zendesk, status, error):
+def test_a_setup_error_names_the_settings_to_check(oauth, zendesk, status, error):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': error})
     title, remedy = SETUP_ERRORS[error]
     with pytest.raises(SetupError, match=error) as raised:
@@ -288,14 +288,14 @@ def test_an_error_that_blames_the_settings_names_them(oauth, zendesk, status, er
     assert remedy.format(scope='users:read') in raised.value.advice
 
 
-def test_a_wrong_client_secret_names_both_settings(oauth, zendesk):
+def test_the_invalid_client_error_names_both_settings(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, status=401, json={'error': 'invalid_client'})
     with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_SECRET.*ZENDESK_CLIENT_ID'):
         oauth.request_tokens(REFRESH_FORM)
 
 
 @pytest.mark.parametrize('error', [{'title': 'Forbidden'}, ['invalid_grant'], 5, None, 'unheard_of'])
-def test_another_error_is_a_plain_zendesk_error(oauth, zendesk, error):
+def test_an_unknown_error_raises_a_plain_zendesk_error(oauth, zendesk, error):
     zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
     with pytest.raises(ZendeskError, match='400') as raised:
         oauth.request_tokens(REFRESH_FORM)
@@ -303,7 +303,7 @@ def test_another_error_is_a_plain_zendesk_error(oauth, zendesk, error):
 
 
 @pytest.mark.parametrize('refresh_token', ['', '\ud800x', 'with space', 'x' * 5000])
-def test_an_impossible_refresh_token_is_not_sent(oauth, zendesk, refresh_token):
+def test_an_unusable_refresh_token_is_not_sent(oauth, zendesk, refresh_token):
     with pytest.raises(InvalidGrant, match='No usable refresh token'):
         oauth.request_tokens({**REFRESH_FORM, 'refresh_token': refresh_token})
     assert not zendesk.calls
@@ -313,47 +313,47 @@ def test_an_impossible_refresh_token_is_not_sent(oauth, zendesk, refresh_token):
 
 
 @pytest.mark.parametrize('status', [200, 401, 403, 500])
-def test_api_request_returns_each_status(oauth, zendesk, status):
+def test_api_request_returns_a_response_with_any_status(oauth, zendesk, status):
     zendesk.get(SHOW_SELF, status=status, json=USER, match=[bearer('canary-access')])
     response = show_self(oauth, 'canary-access')
     assert (response.status_code, response.json()) == (status, USER)
 
 
 @pytest.mark.parametrize('token', ['', 'with space', 'new\nline', 'ä', '日本', 'x' * 4097])
-def test_an_access_token_that_cannot_be_sent_is_a_401(oauth, zendesk, exchanges, token):
+def test_an_unusable_access_token_returns_401_without_a_request(oauth, zendesk, exchanges, token):
     assert show_self(oauth, token) == Response(401, {}, b'')
     assert not zendesk.calls
     assert not exchanges
 
 
 def user_of(status: int = 200, **changes) -> dict[str, str]:
-    """Return what `user_from` returns for the practice user with these changes."""
+    """Return the result of `user_from` for a response with this status and these changes to USER."""
     return user_from(Response(status, {}, json.dumps({'user': {**USER['user'], **changes}}).encode()))
 
 
-def test_user_from_returns_name_and_role_and_nothing_else():
+def test_user_from_returns_only_name_and_role():
     assert user_of(authenticity_token='canary', email='jane@example.com') == {'name': 'Jane Doe', 'role': 'agent'}
 
 
-def test_user_from_replaces_halves_of_surrogate_pairs():
+def test_user_from_replaces_lone_surrogates():
     assert user_of(name='n\ud800', role='r\udfff') == {'name': 'n?', 'role': 'r?'}
 
 
 @pytest.mark.parametrize('data', [{}, {'user': None}, {'user': []}, {'user': 'text'}, {'users': [USER]}])
-def test_a_response_without_a_user_is_an_error(data):
+def test_a_response_without_a_user_raises_an_error(data):
     with pytest.raises(ZendeskError, match='without a user'):
         user_from(Response(200, {}, json.dumps(data).encode()))
 
 
 @pytest.mark.parametrize('user_id', [None, False, True, [], '', '1', 1.0, float('nan'), {}])
-def test_a_user_without_a_number_is_anonymous(user_id):
+def test_a_user_without_a_numeric_id_is_anonymous(user_id):
     with pytest.raises(AnonymousUser, match='Authorization header') as raised:
         user_of(id=user_id)
     assert (raised.value.status, raised.value.reauthorize) == (502, True)
 
 
 @pytest.mark.parametrize('changes', [{'name': 5}, {'name': None}, {'role': 5}, {'role': None}, {'role': ['agent']}])
-def test_a_user_with_a_malformed_field_is_not_returned(changes):
+def test_a_malformed_name_or_role_raises_an_error(changes):
     with pytest.raises(ZendeskError, match='name or role'):
         user_of(**changes)
 
@@ -368,7 +368,7 @@ def test_a_user_with_a_malformed_field_is_not_returned(changes):
         (400, ZendeskError, 502, False),
     ],
 )
-def test_each_other_status_of_show_self_is_an_error(status, error, page, reauthorize):
+def test_any_other_status_of_show_self_raises_an_error(status, error, page, reauthorize):
     with pytest.raises(ZendeskError, match=str(status)) as raised:
         user_of(status)
     assert (type(raised.value), raised.value.status, raised.value.reauthorize) == (error, page, reauthorize)
@@ -377,17 +377,17 @@ def test_each_other_status_of_show_self_is_an_error(status, error, page, reautho
 # --- Fingerprints --- #
 
 
-def test_each_token_has_its_own_fingerprint_every_time():
+def test_each_token_has_its_own_stable_fingerprint():
     assert fingerprint('one-token') == fingerprint('one-token')
     assert len({fingerprint(f'token-{number}') for number in range(1000)}) == 1000
 
 
-def test_a_fingerprint_is_the_beginning_of_the_sha_256():
+def test_a_fingerprint_is_a_prefix_of_the_sha_256_hash():
     # printf abc | sha256sum
     assert fingerprint('abc') == '#ba7816bf'
 
 
-def test_fingerprints_names_the_code_and_the_tokens_only():
+def test_fingerprints_includes_only_the_code_and_the_tokens():
     data = {'refresh_token': 'abc', 'code': 'abc', 'client_secret': 'abc', 'code_verifier': 'abc', 'state': 'abc'}
     assert fingerprints(data) == 'code #ba7816bf, refresh token #ba7816bf'
 
@@ -401,10 +401,10 @@ def test_a_token_that_is_not_utf_8_has_a_fingerprint():
     assert re.fullmatch('#[0-9a-f]{8}', fingerprint('\ud800'))
 
 
-# --- The record of each exchange --- #
+# --- Log records of exchanges --- #
 
 
-def test_a_refresh_is_one_record_with_both_messages(oauth, zendesk, exchanges):
+def test_a_refresh_logs_one_record_with_request_and_response(oauth, zendesk, exchanges):
     headers = {'Cache-Control': 'no-store', 'Set-Cookie': 'canary=1', 'X-Request-Id': 'canary'}
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, headers=headers)
     oauth.request_tokens(REFRESH_FORM)
@@ -437,7 +437,7 @@ def test_a_refresh_is_one_record_with_both_messages(oauth, zendesk, exchanges):
     )
 
 
-def test_an_api_request_is_one_record_with_both_messages(oauth, zendesk, exchanges):
+def test_an_api_request_logs_one_record_with_request_and_response(oauth, zendesk, exchanges):
     data = {
         'user': {**USER['user'], 'authenticity_token': 'canary', 'api_token': None, 'tags': ['a', {'token': 'canary'}]}
     }
@@ -474,7 +474,7 @@ def test_an_api_request_is_one_record_with_both_messages(oauth, zendesk, exchang
         {'body': requests.Timeout('canary')},
     ],
 )
-def test_no_secret_is_in_any_record(send, exchanges, package_log, response):
+def test_no_record_contains_a_secret(send, exchanges, package_log, response):
     try:
         send(**response)
     except ZendeskError as error:
@@ -484,7 +484,7 @@ def test_no_secret_is_in_any_record(send, exchanges, package_log, response):
     assert 'canary' not in ''.join(record.getMessage() for record in package_log)
 
 
-def test_the_record_has_no_secret_that_the_response_repeats(send, exchanges):
+def test_the_record_hides_secrets_repeated_in_the_response(send, exchanges):
     def repeat(request):
         form = {name: values[0] for name, values in parse_qs(request.body or '').items()}
         sent = f'{request.headers.get("Authorization")} {list(form.values())}'
@@ -500,14 +500,14 @@ def test_the_record_has_no_secret_that_the_response_repeats(send, exchanges):
 
 
 @pytest.mark.parametrize('response', [{'body': '<html>'}, {'json': ['a']}, {'json': 5}, {'body': b'\xff'}])
-def test_other_bodies_than_json_objects_are_left_out(send, exchanges, response):
+def test_the_record_omits_bodies_other_than_json_objects(send, exchanges, response):
     with pytest.raises(ZendeskError):
         send(**response)
     assert exchanges[0].response['body'] is None
 
 
 @pytest.mark.parametrize('error', [requests.ConnectionError(), requests.Timeout()])
-def test_an_exchange_without_a_response_is_one_record(send, exchanges, error):
+def test_an_exchange_without_a_response_logs_one_record(send, exchanges, error):
     with pytest.raises(ZendeskError):
         send(body=error)
     [record] = exchanges
@@ -515,7 +515,7 @@ def test_an_exchange_without_a_response_is_one_record(send, exchanges, error):
     assert record.getMessage().endswith(': no response')
 
 
-def test_a_revocation_is_one_record(oauth, zendesk, exchanges):
+def test_a_revocation_logs_one_record(oauth, zendesk, exchanges):
     zendesk.delete(REVOKE, status=204)
     oauth.revoke_tokens(NEW, best_effort=True)
     [record] = exchanges
@@ -523,14 +523,14 @@ def test_a_revocation_is_one_record(oauth, zendesk, exchanges):
     assert record.response == {'status': 204, 'headers': {'Content-Type': 'text/plain'}, 'body': None}
 
 
-def test_a_request_without_a_token_says_so(oauth, zendesk, exchanges):
+def test_the_message_names_no_token_if_the_request_has_none(oauth, zendesk, exchanges):
     zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
     with pytest.raises(InvalidGrant):
         oauth.request_tokens({'grant_type': 'authorization_code'})
     assert exchanges[0].getMessage() == 'POST /oauth/tokens: 400'
 
 
-def test_no_exchange_is_recorded_at_level_info(send, exchanges):
+def test_no_exchange_is_logged_at_level_info(send, exchanges):
     logging.getLogger('zendesk_oauth.exchange').setLevel(logging.INFO)
     with pytest.raises(ZendeskError):
         send(status=500)
