@@ -19,10 +19,10 @@ CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest())
 
 
 class PracticeClient(FlaskClient):
-    """Flask's test client, with the requests of the app and of its user. A parameter that is None is left out."""
+    """Flask's test client with the requests of the app and its user. Parameters set to None are left out."""
 
     def authorize(self, method: str = 'GET', form: dict | None = None, **changes) -> TestResponse:
-        """Open the consent page, or send its form."""
+        """Open the consent page or submit its form."""
         query = {
             'response_type': 'code',
             'client_id': server.CLIENT_ID,
@@ -33,7 +33,7 @@ class PracticeClient(FlaskClient):
             'code_challenge_method': 'S256',
             **changes,
         }
-        return self.open('/oauth/authorizations/new', method=method, query_string=given(query), data=form)
+        return self.open('/oauth/authorizations/new', method=method, query_string=without_none(query), data=form)
 
     def decide(self, decision: str = 'allow', user_id: int | str = AGENT, **changes) -> TestResponse:
         return self.authorize('POST', {'decision': decision, 'user_id': str(user_id)}, **changes)
@@ -61,7 +61,7 @@ class PracticeClient(FlaskClient):
             'refresh_token_expires_in': 604800,
             **changes,
         }
-        return self.post('/oauth/tokens', **{encoding: given(parameters)})
+        return self.post('/oauth/tokens', **{encoding: without_none(parameters)})
 
     def grant(self, **kwargs) -> dict:
         """Allow access and return the tokens."""
@@ -78,7 +78,7 @@ class PracticeClient(FlaskClient):
             'refresh_token_expires_in': 604800,
             **changes,
         }
-        return self.post('/oauth/tokens', data=given(form))
+        return self.post('/oauth/tokens', data=without_none(form))
 
     def show_self(self, tokens: dict, path: str = '/api/v2/users/me') -> TestResponse:
         return self.get(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
@@ -87,13 +87,13 @@ class PracticeClient(FlaskClient):
         return self.delete(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
 
 
-def given(parameters: dict) -> dict:
+def without_none(parameters: dict) -> dict:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
 @pytest.fixture
 def client(tmp_path, monkeypatch) -> PracticeClient:
-    """A client of a practice Zendesk that has issued nothing."""
+    """Return a client of a practice Zendesk without tokens."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(server.app, 'testing', True)
     monkeypatch.setattr(server.app, 'test_client_class', PracticeClient)

@@ -18,7 +18,7 @@ AGENT, ADMIN, END_USER = USERS
 
 @pytest.fixture
 def press(client):
-    """A function that sends a form of the control page, and returns the next page."""
+    """Return a function that submits a form of the control page and returns the next page."""
 
     def press(action: str, **form) -> str:
         response = client.post('/practice', data={'action': action, **form})
@@ -97,7 +97,7 @@ def test_the_next_request_gets_no_response_before_the_app_gives_up(press):
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_each_fault_of_the_page_is_valid(client, fault):
+def test_each_fault_on_the_page_is_valid(client, fault):
     response = client.post('/practice/faults', json=[{'call': 'any', **FAULTS[fault][1]}])
     assert response.status_code == 204
 
@@ -131,7 +131,7 @@ def test_a_pending_fault_keeps_its_label_if_used_several_times(client):
 # --- Users --- #
 
 
-def test_a_user_is_renamed(client, press):
+def test_a_user_can_be_renamed(client, press):
     tokens, other = client.grant(user_id=ADMIN), client.grant(user_id=AGENT)
     name = '<b>Ana</b> & \'"Ünï\u202e🙂'
     page = press('rename', user_id=str(ADMIN), name=f'  {name}  ')
@@ -148,7 +148,7 @@ def test_a_user_is_renamed(client, press):
     ('name', 'kept'),
     [('Eve\x1b[31m\r\nforged\u2028line\x85', 'Eve[31mforgedline'), ('x' * 100_000, 'x' * 200)],
 )
-def test_control_characters_and_long_names_are_cut(client, press, name, kept):
+def test_control_characters_are_removed_and_long_names_truncated(client, press, name, kept):
     press('rename', user_id=str(AGENT), name=name)
     assert client.show_self(client.grant()).json['user']['name'] == kept
 
@@ -187,13 +187,13 @@ def test_an_invalid_form_changes_nothing(client, form):
         {'Origin': 'null'},
     ],
 )
-def test_forms_of_other_sites_are_refused(client, headers):
+def test_forms_from_other_sites_are_refused(client, headers):
     tokens = client.grant()
     assert client.post('/practice', data={'action': 'end_grants'}, headers=headers).status_code == 403
     assert client.show_self(tokens).status_code == 200
 
 
-def test_forms_of_the_page_are_accepted(client):
+def test_forms_from_the_control_page_are_accepted(client):
     headers = {'Sec-Fetch-Site': 'same-origin', 'Origin': 'http://localhost'}
     assert client.post('/practice', data={'action': 'end_grants'}, headers=headers).status_code == 303
     # Without this header, browsers may send "Origin: null".
@@ -222,7 +222,7 @@ def test_a_message_is_shown_once(client, press):
     assert 'role="status"' not in page_text(client)
 
 
-def test_messages_are_in_a_signed_cookie(client):
+def test_messages_are_stored_in_a_signed_cookie(client):
     cookie = client.post('/practice', data={'action': 'expire_access'}).headers['Set-Cookie']
     assert cookie.startswith('practice_zendesk=')  # the app's cookies on localhost have other names
     assert 'HttpOnly' in cookie
@@ -280,7 +280,7 @@ def test_the_log_shows_each_state_of_a_request(client, entry, shown):
 # --- The page --- #
 
 
-def test_the_page_is_linked_to_the_app_and_not_cached(client):
+def test_the_page_links_to_the_app_and_is_not_cached(client):
     assert client.get('/').location == '/practice'
     page = client.get('/practice')
     assert 'href="http://localhost:3000/profile"' in page.text

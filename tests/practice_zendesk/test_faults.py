@@ -1,4 +1,4 @@
-"""The practice Zendesk fails on request, and logs the API requests it received."""
+"""The practice Zendesk fails on request and logs the API requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_fault_replaces_the_response(client):
     assert (response.status_code, response.text, response.headers['Retry-After']) == (429, 'too many', '7')
 
 
-def test_a_fault_waits_for_its_kind_of_request(client):
+def test_a_fault_affects_only_its_kind_of_request(client):
     set_faults(
         client,
         {'call': 'profile', 'status': 418},
@@ -56,7 +56,7 @@ def test_a_fault_can_affect_several_requests(client):
     assert client.get('/api/v2/users/me').status_code == 200
 
 
-def test_new_faults_replace_the_pending_ones(client):
+def test_new_faults_replace_the_pending_faults(client):
     set_faults(client, {'call': 'profile', 'status': 503, 'times': 3})
     set_faults(client)
     assert client.get('/practice/faults').json == []
@@ -71,7 +71,7 @@ def test_a_fault_can_send_any_body(client, body):
     assert (response.status_code, response.text) == (200, body)
 
 
-def test_a_delay_comes_before_the_request_is_handled(client, monkeypatch):
+def test_a_delay_precedes_the_handling_of_the_request(client, monkeypatch):
     tokens = client.grant()
     set_faults(client, {'call': 'revoke', 'delay': 0.5})
     during = []
@@ -89,7 +89,7 @@ def test_a_delay_comes_before_the_request_is_handled(client, monkeypatch):
 
 @pytest.fixture
 def address(client, monkeypatch):
-    """The address of a running server."""
+    """Start a server and yield its address."""
     monkeypatch.setattr(server.app, 'testing', False)
     running = server.server(0)
     threading.Thread(target=running.serve_forever, args=(0.02,)).start()
@@ -155,7 +155,7 @@ def test_malformed_json_is_refused(client):
 # --- The request log --- #
 
 
-def test_both_spellings_of_a_path_are_logged_alike(client):
+def test_paths_with_and_without_json_suffix_are_logged_alike(client):
     for path in ('/api/v2/oauth/tokens/current', '/api/v2/oauth/tokens/current.json'):
         client.delete(path)
     client.get('/api/v2/users/me.json')
@@ -181,13 +181,13 @@ def test_a_fingerprint_is_eight_digits_of_sha256():
     assert faults.fingerprint('secret') == f'#{hashlib.sha256(b"secret").hexdigest()[:8]}' == '#2bb80d53'
 
 
-def test_a_token_request_as_json_is_logged_as_a_refresh(client):
+def test_a_refresh_sent_as_json_is_logged_as_a_refresh(client):
     client.post('/oauth/tokens', json={'grant_type': 'refresh_token'})
     assert logged(client, 'call') == [('refresh',)]
 
 
 @pytest.mark.parametrize('body', ['{"grant_type', '[]', 'null'])
-def test_a_token_request_without_an_object_is_logged_as_an_exchange(client, body):
+def test_a_malformed_token_request_is_logged_as_an_exchange(client, body):
     client.post('/oauth/tokens', data=body, content_type='application/json')
     assert logged(client, 'call', 'status') == [('exchange', 400)]
 
@@ -195,8 +195,8 @@ def test_a_token_request_without_an_object_is_logged_as_an_exchange(client, body
 # --- Requests from web pages --- #
 
 
-def test_other_requests_use_up_no_fault_and_are_not_logged(client):
-    """A page of another site can make a browser send any request."""
+def test_other_requests_consume_no_fault_and_are_not_logged(client):
+    """Ignore unrelated requests: another site can make a browser send them."""
     set_faults(client, {'call': 'any', 'status': 500})
     for path in ('/api/v2/users/me/and-more', '/api/v2/users/mean', '/api/v2/oauth/tokens/currently'):
         assert client.get(path).status_code == 404
@@ -207,7 +207,7 @@ def test_other_requests_use_up_no_fault_and_are_not_logged(client):
 
 @pytest.mark.parametrize('content_type', ['text/plain', 'application/x-www-form-urlencoded'])
 def test_another_site_cannot_set_faults(client, content_type):
-    """A browser sends these content types to other sites without asking first, but never JSON."""
+    """Refuse the content types that browsers send to other sites without a preflight request."""
     body = '[{"call": "profile", "status": 500}]'
     assert client.post('/practice/faults', data=body, content_type=content_type).status_code == 415
     assert faults.pending_faults() == []
@@ -215,7 +215,7 @@ def test_another_site_cannot_set_faults(client, content_type):
 
 @pytest.mark.parametrize('path', ['/practice', '/practice/faults', '/practice/request_log'])
 def test_control_requests_for_another_host_are_refused(client, path):
-    """Another site's name can point to this machine (DNS rebinding)."""
+    """Refuse names of other sites that resolve to this machine (DNS rebinding)."""
     assert client.get(path, headers={'Host': 'evil.example:3001'}).status_code == 400
     assert client.post(path, headers={'Host': 'evil.example:3001'}).status_code == 400
     for host in ('localhost:3001', '127.0.0.1'):

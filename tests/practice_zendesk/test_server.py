@@ -1,4 +1,4 @@
-"""The OAuth endpoints and "show self" behave as Zendesk's do."""
+"""The OAuth endpoints and "show self" behave like Zendesk's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_deny_redirects_with_access_denied_and_the_state(client):
 
 
 @pytest.mark.parametrize('change', [{'client_id': 'other'}, {'redirect_uri': 'https://evil.example/'}])
-def test_a_wrong_client_or_redirect_uri_is_never_redirected(client, change):
+def test_a_wrong_client_or_redirect_uri_causes_no_redirect(client, change):
     for page in (client.authorize(**change), client.decide('allow', **change)):
         assert page.status_code == 400
         assert 'Invalid Authorization Request' in page.text
@@ -99,7 +99,7 @@ def test_a_code_is_exchanged_for_tokens(client, encoding):
 
 
 def test_tokens_contain_a_digit_to_edit(client):
-    """The tutorial asks its readers to change a digit of each token."""
+    """Provide the digit that readers of the tutorial change in each token."""
     tokens = client.grant()
     assert re.search('[0-9]', tokens['access_token'])
     assert re.search('[0-9]', tokens['refresh_token'])
@@ -109,12 +109,12 @@ def test_tokens_contain_a_digit_to_edit(client):
 def test_a_code_or_refresh_token_works_once_if_used_concurrently(client, grant_type):
     code, tokens = client.code(), client.grant()
 
-    def redeem(_):
+    def send(_):
         other_client = server.app.test_client()
         return other_client.exchange(code) if grant_type == 'authorization_code' else other_client.refresh(tokens)
 
     with ThreadPoolExecutor(10) as pool:
-        responses = sorted(pool.map(redeem, range(10)), key=lambda response: response.status_code)
+        responses = sorted(pool.map(send, range(10)), key=lambda response: response.status_code)
     assert responses[0].status_code == 201
     assert all(is_error(response, 'invalid_grant') for response in responses[1:])
 
@@ -142,7 +142,7 @@ def test_a_mismatch_is_refused_and_the_code_stays_valid(client, change):
     assert client.exchange(code).status_code == 201
 
 
-def test_a_verifier_is_refused_without_a_challenge(client):
+def test_a_verifier_is_refused_if_the_code_has_no_challenge(client):
     code = client.code(code_challenge=None, code_challenge_method=None)
     assert is_error(client.exchange(code), 'invalid_grant')
     assert client.exchange(code, code_verifier=None).status_code == 201
@@ -211,7 +211,7 @@ def test_a_refresh_replaces_both_tokens(client):
     assert client.refresh(new).status_code == 201
 
 
-def test_tokens_expire(client, clock):
+def test_tokens_expire_after_their_lifetimes(client, clock):
     tokens = client.grant()
     clock.advance(359)
     assert client.show_self(tokens).status_code == 200

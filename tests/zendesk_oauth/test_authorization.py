@@ -317,10 +317,10 @@ def test_the_correct_issuer_and_unknown_parameters_are_accepted(oauth):
         ('invalid_request', SetupError, 502, 'The OAuth client does not fit this app'),
         ('unauthorized_client', SetupError, 502, 'The OAuth client does not fit this app'),
         ('unsupported_response_type', SetupError, 502, 'The OAuth client does not fit this app'),
-        # Errors of the token endpoint: Zendesk never sends them here.
+        # Errors of the token endpoint, which Zendesk never sends here.
         ('invalid_client', AuthorizationError, 400, 'Access was not granted'),
         ('unsupported_grant_type', AuthorizationError, 400, 'Access was not granted'),
-        # Not OAuth errors.
+        # No errors of OAuth at all.
         ('', AuthorizationError, 400, 'Access was not granted'),
         ('<script>alert("canary")</script>', AuthorizationError, 400, 'Access was not granted'),
         ('canary\r\nSet-Cookie: b=c\x1b[31m{}', AuthorizationError, 400, 'Access was not granted'),

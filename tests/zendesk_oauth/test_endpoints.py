@@ -387,7 +387,7 @@ def test_a_fingerprint_is_a_prefix_of_the_sha_256_hash():
     assert fingerprint('abc') == '#ba7816bf'
 
 
-def test_fingerprints_includes_only_the_code_and_the_tokens():
+def test_fingerprints_include_only_the_code_and_the_tokens():
     data = {'refresh_token': 'abc', 'code': 'abc', 'client_secret': 'abc', 'code_verifier': 'abc', 'state': 'abc'}
     assert fingerprints(data) == 'code #ba7816bf, refresh token #ba7816bf'
 

@@ -1,4 +1,4 @@
-"""JsonFileStore: users.json is whole and private, and no user's record is lost."""
+"""JsonFileStore: users.json is complete and private, and no record is lost."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from zendesk_oauth.stores import GRACE, HOUR, SPARE, SWEEP, write_private_file
 
 WEEK = 7 * 24 * 3600
 
-posix = pytest.mark.skipif(os.name != 'posix', reason='file modes and links are a matter of POSIX systems')
+posix = pytest.mark.skipif(os.name != 'posix', reason='file modes and symbolic links need a POSIX system')
 
 
 @pytest.fixture
 def db(tmp_path, monkeypatch) -> JsonFileStore:
-    """An empty store in an empty working directory."""
+    """Return an empty store in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     return JsonFileStore('users.json')
 
 
 @pytest.fixture
-def impatient(monkeypatch) -> None:
-    """A lock is waited for 50 ms, and an editor not at all."""
+def short_timeouts(monkeypatch) -> None:
+    """Wait 50 ms for a lock and not at all for an editor."""
     monkeypatch.setattr(stores, 'REFRESH_TIMEOUT', 0.05)
     monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 0.05)
     monkeypatch.setattr(stores, 'EDIT_TIMEOUT', 0)
@@ -44,12 +44,12 @@ def files(pattern: str = '*') -> list[str]:
 
 
 def locks() -> list[str]:
-    """Return the lock files, without the lock of the writers."""
+    """Return the names of the lock files, except the write lock."""
     return [name for name in files('*.lock') if name != 'write.lock']
 
 
 def each_use(db: JsonFileStore) -> list:
-    """Return the methods that read or write the file."""
+    """Return one call of each method that reads or writes the file."""
     return [
         lambda: db.find('alice'),
         lambda: db.save('alice', NEW),
@@ -87,7 +87,7 @@ def test_a_record_without_a_refresh_token_is_valid(db):
     assert db.find('alice') == record
 
 
-def test_the_file_is_sorted_indented_json_for_people(db):
+def test_the_file_is_sorted_and_indented_json(db):
     db.save('bob', OTHER)
     db.save('alice', {'refresh_token': 'r', 'access_token': 'a'})
     assert Path('users.json').read_text() == (
@@ -98,14 +98,14 @@ def test_the_file_is_sorted_indented_json_for_people(db):
     )
 
 
-def test_a_removed_record_is_returned_and_the_others_stay(db):
+def test_remove_returns_the_record_and_keeps_the_others(db):
     store(alice=OLD, bob=OTHER)
     assert db.remove('alice') == OLD
     assert db.remove('alice') is None
     assert records() == {'bob': OTHER}
 
 
-def test_replace_swaps_the_record_with_the_same_refresh_token(db):
+def test_replace_changes_the_record_if_the_refresh_token_matches(db):
     store(alice=OLD, bob=OLD)
     assert db.replace('alice', 'old-refresh', NEW) == NEW
     assert records() == {'alice': NEW, 'bob': OLD}
@@ -114,14 +114,14 @@ def test_replace_swaps_the_record_with_the_same_refresh_token(db):
 
 
 @pytest.mark.parametrize('record', [OTHER, None])
-def test_replace_leaves_another_record_alone(db, record):
+def test_replace_changes_nothing_if_the_refresh_token_differs(db, record):
     store(alice=NEW)
     assert db.replace('alice', 'old-refresh', record) == NEW
     assert db.replace('bob', 'old-refresh', record) is None
     assert records() == {'alice': NEW}
 
 
-def test_one_of_twenty_simultaneous_replacements_wins(db):
+def test_one_of_twenty_simultaneous_replacements_succeeds(db):
     store(alice=OLD)
     new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
     with ThreadPoolExecutor(20) as pool:
@@ -139,7 +139,7 @@ def test_simultaneous_writers_lose_no_record(db):
 @pytest.mark.parametrize(
     'record', [None, 5, 'text', [], {}, {'access_token': 'a'}, {'access_token': 'a', 'refresh_token': 5}]
 )
-def test_a_bad_record_costs_one_user_at_most(db, package_log, record):
+def test_a_malformed_record_affects_only_its_user(db, package_log, record):
     store(alice=record, bob=OLD)
     assert db.find('alice') is None
     assert sum('lacks a token' in line.getMessage() for line in package_log) == (record is not None)
@@ -154,7 +154,7 @@ def test_a_bad_record_costs_one_user_at_most(db, package_log, record):
     assert records() == {'alice': NEW, 'bob': OLD}
 
 
-def test_a_returned_record_can_be_changed_without_harm(db):
+def test_changing_a_returned_record_does_not_change_the_store(db):
     store(alice=OLD)
     db.find('alice')['access_token'] = 'changed'
     with db.refresh_lock('alice') as stored:
@@ -165,7 +165,7 @@ def test_a_returned_record_can_be_changed_without_harm(db):
 # --- Records whose refresh token has expired --- #
 
 
-def test_a_grant_deletes_the_records_that_expired_a_day_ago(db, clock, package_log):
+def test_a_grant_deletes_records_that_expired_a_day_ago(db, clock, package_log):
     clock.now = now = 1_800_000_000
     store(
         alice={**OLD, 'refresh_token_expires_at': now + WEEK},
@@ -183,7 +183,7 @@ def test_a_grant_deletes_the_records_that_expired_a_day_ago(db, clock, package_l
     assert 'the records of 1 users' in line.getMessage()
 
 
-def test_a_refresh_moves_the_expiry_of_its_record(db, clock):
+def test_a_refresh_updates_the_expiry_of_its_record(db, clock):
     clock.now = 1_800_000_000
     store(alice={**OLD, 'refresh_token_expires_at': 1_800_000_000})
     db.replace('alice', 'old-refresh', {**NEW, 'refresh_token_expires_at': 1_900_000_000})
@@ -192,8 +192,8 @@ def test_a_refresh_moves_the_expiry_of_its_record(db, clock):
     assert set(records()) == {'alice', 'bob'}
 
 
-def test_a_refresh_deletes_no_expired_record_not_even_its_own(db):
-    """A clock that is wrong must not cost tokens that Zendesk has just issued."""
+def test_a_refresh_deletes_no_expired_records(db):
+    """Keep tokens that Zendesk has just issued, even if the clock is wrong."""
     expired = {**OLD, 'refresh_token_expires_at': 5}
     store(alice=expired, bob=expired)
     db.check_writable()
@@ -202,7 +202,7 @@ def test_a_refresh_deletes_no_expired_record_not_even_its_own(db):
 
 
 @pytest.mark.parametrize('expires_at', ['5', None, [], {}, True, 5.0])
-def test_a_record_with_a_malformed_expiry_stays(db, expires_at):
+def test_a_record_with_a_malformed_expiry_is_kept(db, expires_at):
     store(alice={**OLD, 'refresh_token_expires_at': expires_at}, bob=5)
     db.save('carol', OLD)
     assert set(records()) == {'alice', 'bob', 'carol'}
@@ -213,14 +213,14 @@ def test_a_record_with_a_malformed_expiry_stays(db, expires_at):
 
 @pytest.fixture
 def parsed(monkeypatch) -> list[str]:
-    """The texts that are parsed as JSON from now on."""
+    """Collect the texts that are parsed as JSON."""
     texts, loads = [], json.loads
     monkeypatch.setattr('zendesk_oauth.stores.json.loads', lambda text: texts.append(text) or loads(text))
     return texts
 
 
-def freeze(monkeypatch) -> None:
-    """Make each change of users.json look like none, as within one tick of the file system's clock."""
+def freeze_metadata(monkeypatch) -> None:
+    """Hide changes of users.json, as if all of them fell within one tick of the file system's clock."""
     real_stat, frozen = Path.stat, Path('users.json').stat()
     monkeypatch.setattr(
         Path, 'stat', lambda path, **kwargs: frozen if path.name == 'users.json' else real_stat(path, **kwargs)
@@ -250,10 +250,10 @@ def test_an_edited_file_is_read_again(db):
     assert db.find('alice') is None
 
 
-def test_the_refresh_lock_reads_past_the_cache(db, monkeypatch):
+def test_the_refresh_lock_bypasses_the_cache(db, monkeypatch):
     store(alice=OLD)
     assert db.find('alice') == OLD
-    freeze(monkeypatch)
+    freeze_metadata(monkeypatch)
     store(alice=NEW)
     assert db.find('alice') == OLD
     with db.refresh_lock('alice') as stored:
@@ -261,10 +261,10 @@ def test_the_refresh_lock_reads_past_the_cache(db, monkeypatch):
     assert db.find('alice') == NEW
 
 
-def test_a_writer_reads_past_the_cache(db, monkeypatch):
+def test_a_writer_bypasses_the_cache(db, monkeypatch):
     store(alice=OLD)
     assert db.find('alice') == OLD
-    freeze(monkeypatch)
+    freeze_metadata(monkeypatch)
     store(alice=NEW, bob=OTHER)
     assert db.replace('alice', 'old-refresh', OTHER) == NEW
     assert db.remove('bob') == OTHER
@@ -282,13 +282,13 @@ def test_the_path_can_be_a_function(tmp_path):
     assert str(db) == str(path)
 
 
-def test_a_byte_order_mark_does_no_harm(db):
+def test_a_byte_order_mark_is_accepted(db):
     Path('users.json').write_text(json.dumps({'alice': OLD}), encoding='utf-8-sig')
     db.save('bob', NEW)
     assert (db.find('alice'), db.find('bob')) == (OLD, NEW)
 
 
-def test_an_unreadable_file_stays_and_raises(db, monkeypatch):
+def test_each_method_raises_if_the_file_is_unreadable(db, monkeypatch):
     store(alice=OLD)
 
     def refuse(self, **kwargs):
@@ -303,7 +303,7 @@ def test_an_unreadable_file_stays_and_raises(db, monkeypatch):
     assert db.find('alice') == OLD
 
 
-def test_a_file_in_the_place_of_the_folder_raises(db):
+def test_find_raises_if_the_folder_is_a_file(db):
     Path('file').touch()
     with pytest.raises(StoreError, match="can't be read"):
         JsonFileStore('file/users.json').find('alice')
@@ -313,7 +313,7 @@ def test_a_file_in_the_place_of_the_folder_raises(db):
 
 NOT_A_JSON_OBJECT = {
     'empty': b'',
-    'cut off': b'{"alice": {',
+    'truncated': b'{"alice": {',
     'not UTF-8': b'\xff\xfe\x00',
     'a list': b'[]',
     'null': b'null',
@@ -324,7 +324,7 @@ NOT_A_JSON_OBJECT = {
 
 @pytest.mark.parametrize('content', NOT_A_JSON_OBJECT.values(), ids=NOT_A_JSON_OBJECT)
 @pytest.mark.parametrize('number', range(6))
-def test_a_file_that_is_no_json_object_is_renamed_once(db, impatient, package_log, content, number):
+def test_a_file_that_is_not_a_json_object_is_renamed_once(db, short_timeouts, package_log, content, number):
     Path('users.json').write_bytes(content)
     Path('users.json').chmod(0o644)
     each_use(db)[number]()
@@ -334,24 +334,24 @@ def test_a_file_that_is_no_json_object_is_renamed_once(db, impatient, package_lo
     [line] = package_log
     assert line.levelname == 'ERROR'
     assert f'users.json is not a JSON object: renamed to {renamed}' in line.getMessage()
-    # From then on it is as in a new folder.
+    # The store then works as in a new folder.
     db.save('bob', OLD)
     assert db.find('bob') == OLD
     assert files('users.json.unreadable-*') == [renamed]
 
 
-def test_simultaneous_readers_rename_an_unreadable_file_once(db, impatient, monkeypatch):
+def test_simultaneous_readers_rename_a_broken_file_once(db, short_timeouts, monkeypatch):
     monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 5)
     Path('users.json').write_text('broken')
-    together = threading.Barrier(8)
+    barrier = threading.Barrier(8)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: together.wait() is db.find('alice'), range(8)))
+        found = list(pool.map(lambda _: barrier.wait() is db.find('alice'), range(8)))
     assert found == [False] * 8
     assert len(files('users.json.unreadable-*')) == 1
 
 
-def test_a_file_is_renamed_only_under_the_write_lock(db, impatient):
-    """Without the lock, a writer's new file could be renamed."""
+def test_a_file_is_renamed_only_under_the_write_lock(db, short_timeouts):
+    """Hold the lock: otherwise, a writer's new file could be renamed."""
     db.check_writable()
     Path('users.json').write_text('broken')
     with FileLock('users.json.d/locks/write.lock'), pytest.raises(LockTimeout):
@@ -359,7 +359,7 @@ def test_a_file_is_renamed_only_under_the_write_lock(db, impatient):
     assert files('users.json*') == ['users.json']
 
 
-def test_each_renamed_file_has_its_own_name(db, impatient):
+def test_each_renamed_file_has_its_own_name(db, short_timeouts):
     for number in range(3):
         Path('users.json').write_text(f'broken {number}')
         assert db.find('alice') is None
@@ -370,10 +370,10 @@ def test_each_renamed_file_has_its_own_name(db, impatient):
 @pytest.mark.parametrize(
     ('use', 'outcome'), [(lambda db: db.find('alice'), OLD), (lambda db: db.replace('alice', 'old-refresh', NEW), NEW)]
 )
-def test_an_editor_that_is_writing_the_file_is_waited_for(db, monkeypatch, use, outcome):
-    """It writes in place: the file is empty, then half of it is there, then all."""
+def test_the_store_waits_for_an_editor_to_finish_writing(db, monkeypatch, use, outcome):
+    """Simulate an editor that writes in place: the file is empty, then incomplete, then complete."""
     content = json.dumps({'alice': OLD, 'bob': OTHER})
-    file = Path('users.json').open('w')  # noqa: SIM115 - it is closed while the store waits
+    file = Path('users.json').open('w')  # noqa: SIM115 - closed while the store waits
     steps = [lambda: (file.write(content[:20]), file.flush()), lambda: (file.write(content[20:]), file.close())]
     monkeypatch.setattr(time, 'sleep', lambda seconds: steps.pop(0)())
     assert use(db) == outcome
@@ -396,7 +396,7 @@ def test_an_editor_has_one_second_to_finish(db, monkeypatch):
     assert 1 < now - began < 1.1
 
 
-def test_a_file_that_cannot_be_renamed_stays_and_raises(db, impatient, monkeypatch):
+def test_each_method_raises_if_a_broken_file_cannot_be_renamed(db, short_timeouts, monkeypatch):
     Path('users.json').write_text('broken')
 
     def refuse(self, target):
@@ -412,7 +412,7 @@ def test_a_file_that_cannot_be_renamed_stays_and_raises(db, impatient, monkeypat
 # --- Writing --- #
 
 
-def test_check_writable_writes_the_file_as_it_is(db):
+def test_check_writable_rewrites_the_file_unchanged(db):
     store(alice=OLD)
     before = Path('users.json').stat()
     db.check_writable()
@@ -423,8 +423,8 @@ def test_check_writable_writes_the_file_as_it_is(db):
 
 @pytest.mark.parametrize('step', ['open', 'fsync', 'replace'])
 @pytest.mark.parametrize('number', range(5))
-def test_a_failed_write_raises_and_leaves_the_old_file_only(db, monkeypatch, step, number):
-    """Such as a full disk, a read-only folder, or a file that is mounted by itself and cannot be replaced."""
+def test_a_failed_write_raises_and_keeps_the_old_file(db, monkeypatch, step, number):
+    """Cover a full disk, a read-only folder and a file that is a mount point and cannot be replaced."""
     store(alice=OLD)
 
     def fail(*args, **kwargs):
@@ -452,7 +452,7 @@ def test_nothing_is_written_if_nothing_changes(db, full_disk):
     db.replace('alice', 'old-refresh', dict(OLD))
 
 
-def test_a_missing_folder_raises(db):
+def test_each_write_raises_if_the_folder_is_missing(db):
     for use in each_write(JsonFileStore('no/such/folder/users.json')):
         with pytest.raises(StoreError, match=r"users\.json\.d/locks can't be created"):
             use()
@@ -460,13 +460,13 @@ def test_a_missing_folder_raises(db):
         JsonFileStore('no/such/folder/users.json').consume_once('key', LATER)
 
 
-def test_a_folder_in_the_place_of_the_lock_raises(db):
+def test_check_writable_raises_if_the_lock_file_is_a_folder(db):
     Path('users.json.d/locks/write.lock').mkdir(parents=True)
     with pytest.raises(StoreError, match=r"write\.lock can't be acquired"):
         db.check_writable()
 
 
-def test_a_write_waits_for_another_one_but_not_forever(db, monkeypatch):
+def test_a_write_waits_a_limited_time_for_another_write(db, monkeypatch):
     db.check_writable()
     lock = FileLock('users.json.d/locks/write.lock', thread_local=False)
     lock.acquire()
@@ -480,7 +480,7 @@ def test_a_write_waits_for_another_one_but_not_forever(db, monkeypatch):
 
 
 @posix
-def test_all_files_are_private_whatever_the_umask(db):
+def test_all_files_are_private_with_any_umask(db):
     Path('users.json').write_text('{}')
     Path('users.json').chmod(0o644)
     before = os.umask(0)
@@ -508,7 +508,7 @@ def test_write_private_file_replaces_the_text(db):
 
 
 @posix
-def test_the_file_is_private_from_the_moment_it_exists(db, monkeypatch):
+def test_the_file_is_created_with_private_permissions(db, monkeypatch):
     modes, real_open = [], os.open
 
     def record_mode(path, *args):
@@ -535,7 +535,7 @@ def test_the_text_is_synced_before_the_old_file_is_replaced(db, monkeypatch):
         fsync(descriptor)
 
     def record_replace(path, target):
-        assert path.parent == target.parent  # a rename is atomic within a folder only
+        assert path.parent == target.parent  # a rename is atomic only within a folder
         steps.append(('replace', None))
         replace(path, target)
 
@@ -546,7 +546,7 @@ def test_the_text_is_synced_before_the_old_file_is_replaced(db, monkeypatch):
     assert steps[2:] == [('fsync', None)] * (os.name == 'posix')  # the folder
 
 
-def test_a_folder_that_cannot_be_synced_is_no_error(db, monkeypatch):
+def test_a_write_succeeds_if_the_folder_cannot_be_synced(db, monkeypatch):
     def refuse(path, flags, *args, real_open=os.open):
         if flags == os.O_RDONLY:
             raise PermissionError(13, 'Permission denied')
@@ -557,7 +557,7 @@ def test_a_folder_that_cannot_be_synced_is_no_error(db, monkeypatch):
     assert Path('file').read_text() == 'text'
 
 
-def test_an_interrupted_write_leaves_the_old_file_only(db, monkeypatch):
+def test_an_interrupted_write_keeps_only_the_old_file(db, monkeypatch):
     Path('file').write_text('old')
 
     def interrupt(descriptor):
@@ -570,14 +570,14 @@ def test_an_interrupted_write_leaves_the_old_file_only(db, monkeypatch):
     assert files() == ['file']
 
 
-def test_a_write_deletes_what_a_killed_one_left_behind(db):
+def test_a_write_deletes_the_temporary_file_of_a_killed_process(db):
     Path('file.tmp').write_text('half of')
     write_private_file('file', 'text')
     assert files() == ['file']
 
 
 @posix
-def test_a_link_stays_and_its_target_is_replaced(db):
+def test_writing_to_a_symbolic_link_replaces_its_target(db):
     Path('data').mkdir()
     Path('data/file').write_text('old')
     Path('link').symlink_to('data/file')
@@ -588,17 +588,17 @@ def test_a_link_stays_and_its_target_is_replaced(db):
 
 
 @posix
-def test_a_planted_temporary_file_is_not_written_to(db, monkeypatch):
+def test_a_planted_temporary_file_is_not_overwritten(db, monkeypatch):
     Path('elsewhere').write_text('theirs')
     Path('file.tmp').symlink_to('elsewhere')
-    monkeypatch.setattr(Path, 'unlink', lambda self, missing_ok=False: None)  # it is planted after that
+    monkeypatch.setattr(Path, 'unlink', lambda self, missing_ok=False: None)  # as if planted after this call
     with pytest.raises(FileExistsError):
         write_private_file('file', 'secret')
     assert Path('elsewhere').read_text() == 'theirs'
 
 
-@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='open files are counted where Linux lists them')
-def test_no_file_stays_open(db):
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs /proc/self/fd to count open files')
+def test_no_file_is_left_open(db):
     def open_files() -> int:
         return len(list(Path('/proc/self/fd').iterdir()))
 
@@ -614,7 +614,7 @@ def test_no_file_stays_open(db):
 # --- The refresh lock --- #
 
 
-@pytest.mark.usefixtures('impatient')
+@pytest.mark.usefixtures('short_timeouts')
 def test_the_refresh_lock_admits_one_holder_per_user(db):
     with db.refresh_lock('alice'):
         with pytest.raises(LockTimeout), db.refresh_lock('alice'):
@@ -625,9 +625,9 @@ def test_the_refresh_lock_admits_one_holder_per_user(db):
         pass
 
 
-@pytest.mark.usefixtures('impatient')
+@pytest.mark.usefixtures('short_timeouts')
 def test_a_failed_refresh_releases_the_lock(db, monkeypatch):
-    kept = []  # a lock that is garbage would release itself
+    kept = []  # a lock that is garbage-collected releases itself
     monkeypatch.setattr(stores, 'FileLock', lambda *args, **kwargs: kept.append(FileLock(*args, **kwargs)) or kept[-1])
     with pytest.raises(ZeroDivisionError), db.refresh_lock('alice'):
         1 / 0  # noqa: B018
@@ -637,7 +637,7 @@ def test_a_failed_refresh_releases_the_lock(db, monkeypatch):
 
 
 @pytest.mark.parametrize('user_id', ['', 'a/b', '../x', '..', 'x' * 300, 'Zoë 山田', 'a\x00b', 'write'])
-def test_any_user_id_has_a_lock(db, user_id):
+def test_any_user_id_can_be_locked(db, user_id):
     with db.refresh_lock(user_id):
         db.save(user_id, OLD)
         assert len(locks()) == 1
@@ -645,21 +645,21 @@ def test_any_user_id_has_a_lock(db, user_id):
     assert sorted(path.name for path in Path().iterdir()) == ['users.json', 'users.json.d']
 
 
-def test_a_deleted_lock_file_does_no_harm(db):
+def test_a_deleted_lock_file_is_created_again(db):
     with db.refresh_lock('alice'):
         Path('users.json.d/locks', *locks()).unlink()
     with db.refresh_lock('alice'):
         pass
 
 
-# --- Keys that are used once --- #
+# --- Keys that can be consumed once --- #
 
 
-def test_a_key_is_consumed_once_by_twenty_at_once(db):
-    together = threading.Barrier(20)
+def test_a_key_is_consumed_once_by_twenty_simultaneous_callers(db):
+    barrier = threading.Barrier(20)
 
     def consume(_) -> bool:
-        together.wait()
+        barrier.wait()
         return db.consume_once('key', LATER)
 
     with ThreadPoolExecutor(20) as pool:
@@ -668,13 +668,13 @@ def test_a_key_is_consumed_once_by_twenty_at_once(db):
     assert not JsonFileStore('users.json').consume_once('key', LATER)
 
 
-def test_a_key_is_marked_in_one_step(db, monkeypatch):
+def test_a_key_is_marked_as_used_atomically(db, monkeypatch):
     assert db.consume_once('key', LATER)
-    monkeypatch.setattr(Path, 'exists', lambda self: False)  # a look before the write would come too early
+    monkeypatch.setattr(Path, 'exists', lambda self: False)  # a separate check would be a race condition
     assert not db.consume_once('key', LATER)
 
 
-def test_markers_that_cannot_be_written_raise(db, monkeypatch):
+def test_consume_once_raises_if_a_marker_cannot_be_written(db, monkeypatch):
     def refuse(self, **kwargs):
         raise OSError(28, 'No space left on device')
 
@@ -683,7 +683,7 @@ def test_markers_that_cannot_be_written_raise(db, monkeypatch):
         db.consume_once('key', LATER)
 
 
-def test_a_file_in_the_place_of_the_markers_raises(db):
+def test_consume_once_raises_if_the_marker_folder_is_a_file(db):
     Path('users.json.d').touch()
     with pytest.raises(StoreError, match=r'users\.json\.d'):
         db.consume_once('key', LATER)
@@ -706,7 +706,7 @@ def test_expired_markers_are_deleted_at_the_next_callback(db, clock):
     assert not db.consume_once('young', 101 * HOUR)
 
 
-def test_a_grant_deletes_the_locks_that_nobody_holds(db):
+def test_a_grant_deletes_unused_lock_files(db):
     for number in range(5):
         with db.refresh_lock(f'user-{number}'):
             pass
@@ -729,7 +729,7 @@ def is_held(name: str) -> bool:
     return False
 
 
-def test_a_sweep_deletes_a_limited_number_of_files_and_never_starves(db):
+def test_repeated_sweeps_delete_all_expired_files_in_small_batches(db):
     for number in range(3 * SWEEP):
         db.consume_once(f'fresh{number}', LATER)
     old = Path('users.json.d/used-5')
@@ -743,16 +743,16 @@ def test_a_sweep_deletes_a_limited_number_of_files_and_never_starves(db):
     assert len(markers()) == 3 * SWEEP + 3
 
 
-def test_a_grant_deletes_a_limited_number_of_locks(db):
+def test_a_grant_deletes_a_limited_number_of_lock_files(db):
     db.save('alice', OLD)
     for number in range(2 * SWEEP):
         Path('users.json.d/locks', f'{number}.lock').touch()
     db.save('alice', NEW)
-    assert len(locks()) == pytest.approx(SWEEP, abs=1)  # one more or less: the writers' lock
+    assert len(locks()) == pytest.approx(SWEEP, abs=1)  # the write lock may be included
 
 
 @pytest.mark.parametrize('name', ['backup.json', 'used-mine/file', 'used-/file'])
-def test_the_sweep_leaves_files_of_others_alone(db, name):
+def test_the_sweep_keeps_files_of_other_programs(db, name):
     db.save('alice', OLD)
     path = Path('users.json.d', name)
     path.parent.mkdir(exist_ok=True)
@@ -763,7 +763,7 @@ def test_the_sweep_leaves_files_of_others_alone(db, name):
     assert path.exists()
 
 
-def test_a_sweep_that_fails_stops_nobody(db, monkeypatch):
+def test_a_failed_sweep_is_ignored(db, monkeypatch):
     Path('users.json.d/used-5').mkdir(parents=True)
     Path('users.json.d/used-5/old').touch()
 
@@ -780,7 +780,7 @@ def test_a_sweep_that_fails_stops_nobody(db, monkeypatch):
     assert records() == {'alice': NEW}
 
 
-def test_check_writable_needs_room_for_the_file_to_grow(db, monkeypatch):
+def test_check_writable_reserves_space_for_a_larger_file(db, monkeypatch):
     db.save('alice', OLD)
     sizes = []
     before = Path('users.json').read_bytes()
@@ -791,7 +791,7 @@ def test_check_writable_needs_room_for_the_file_to_grow(db, monkeypatch):
     assert Path('users.json').read_bytes() == before
 
 
-def test_spare_bytes_are_written_and_cut_off(tmp_path, monkeypatch):
+def test_spare_bytes_are_written_and_then_removed(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(os, 'fsync', lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
     write_private_file(str(tmp_path / 'file'), 'Zoë', spare=4096)
@@ -799,7 +799,7 @@ def test_spare_bytes_are_written_and_cut_off(tmp_path, monkeypatch):
     assert sizes[0] == len('Zoë'.encode())
 
 
-def test_no_two_hold_a_refresh_lock_while_others_sweep(db):
+def test_the_refresh_lock_has_one_holder_during_sweeps(db):
     holders, most, done = [], [], threading.Event()
 
     def refresh(number: int) -> None:
@@ -807,7 +807,7 @@ def test_no_two_hold_a_refresh_lock_while_others_sweep(db):
             with JsonFileStore('users.json').refresh_lock('alice'):
                 holders.append(number)
                 most.append(len(holders))
-                time.sleep(0)  # lets the other threads go on
+                time.sleep(0)  # lets other threads run
                 most.append(len(holders))
                 holders.remove(number)
 
