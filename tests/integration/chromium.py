@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright: the one that is installed on this machine."""
+"""Drive an installed Chromium, Chrome or Edge with Playwright."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
 
 def launch(playwright: Playwright, *without: str) -> Browser | None:
     """
-    Start a Chromium from the PATH, or Chrome or Edge from where they usually are, or Playwright's own; or return None.
+    Start a Chromium from the PATH, an installed Chrome or Edge, or Playwright's Chromium. Return None if there is none.
 
-    `without` names options that Playwright would start it with.
+    `without` lists default options of Playwright to leave out.
     """
     on_the_path = [{'executable_path': path} for name in NAMES if (path := shutil.which(name))]
     for which in (*on_the_path, {'channel': 'chrome'}, {'channel': 'msedge'}, {}):
@@ -25,7 +25,7 @@ def launch(playwright: Playwright, *without: str) -> Browser | None:
 
 
 def click(page: Page, name: str) -> None:
-    """Click the link or press the button of this name, and wait until the page that it opens is loaded."""
+    """Click the link or button with this name, and wait until the next page is loaded."""
     page.get_by_role('link', name=name, exact=True).or_(page.get_by_role('button', name=name, exact=True)).click()
-    # A click returns when the next page arrives, and there "Back" may still fail: "Not attached to an active page".
+    # A click returns before the page is loaded, and "Back" may then fail with "Not attached to an active page".
     page.wait_for_load_state()

@@ -1,4 +1,4 @@
-"""What the suites share that start processes, browsers or databases."""
+"""Fixtures for the suites that start processes, browsers or databases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIGURES: list[str] = []
 
 @pytest.fixture
 def figure():
-    """A function that adds a line to the summary at the end: what was counted or measured, and not judged."""
+    """A function that adds a measured value to the summary, for information only."""
     return FIGURES.append
 
 
@@ -41,7 +41,7 @@ def processes(tmp_path) -> Iterator[Processes]:
 
 @pytest.fixture
 def variables(processes) -> dict[str, str]:
-    """A practice Zendesk on a free port, and the settings of an app on another."""
+    """Start a practice Zendesk on a free port, and return the settings of an app on another port."""
     zendesk_port, app_port = free_port(), free_port()
     settings = {
         'ZENDESK_CLIENT_ID': 'flow_client',
@@ -65,14 +65,14 @@ def faulty_proxy(variables) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def home(processes, variables) -> str:
-    """The app, started; the address of its home page."""
+    """Start the app with the built-in server, and return the address of its home page."""
     processes.start('app.py', port=port_of(variables), **variables)
     return f'http://localhost:{port_of(variables)}/'
 
 
 @pytest.fixture
 def gunicorn_home(processes, variables) -> str:
-    """The app under gunicorn with four processes."""
+    """Start the app under gunicorn with four processes, and return the address of its home page."""
     port = port_of(variables)
     command = ('-m', 'gunicorn', '-w', '4', '-b', f'127.0.0.1:{port}', '--access-logfile', '-', 'app:app')
     processes.start(*command, port=port, **variables)
@@ -81,13 +81,13 @@ def gunicorn_home(processes, variables) -> str:
 
 @pytest.fixture(params=['home', 'gunicorn_home'])
 def address(request) -> str:
-    """The app's home page, with the built-in server and under gunicorn with four processes."""
+    """The address of the home page, once with the built-in server and once under gunicorn."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def authority():
-    """A certificate authority that nobody knows yet."""
+    """A certificate authority that is not trusted yet."""
     return pytest.importorskip('trustme', reason='pip install -r requirements-dev.txt').CA()
 
 
@@ -103,7 +103,7 @@ def tls(authority) -> ssl.SSLContext:
 
 @pytest.fixture(scope='session')
 def postgresql_server() -> Iterator[Postgresql]:
-    """A PostgreSQL server; what it holds need not survive a crash of the machine."""
+    """A PostgreSQL server. Its data need not survive a crash, so fsync is off."""
     for package in ('sqlalchemy', 'psycopg'):
         pytest.importorskip(package, reason='pip install -r requirements-postgresql.txt')
     if programs() is None:
@@ -116,7 +116,7 @@ def postgresql_server() -> Iterator[Postgresql]:
 
 @pytest.fixture
 def postgresql(postgresql_server) -> Postgresql:
-    """The server, running, with an empty database."""
+    """The running PostgreSQL server with an empty database."""
     if postgresql_server.process.poll() is not None:
         postgresql_server.start()
     postgresql_server.sql('DROP SCHEMA public CASCADE', 'CREATE SCHEMA public')
@@ -136,14 +136,14 @@ def db(request, tmp_path, monkeypatch) -> Store:
 
 
 @pytest.fixture
-def impatient(db, monkeypatch) -> None:
-    """A refresh lock is waited for 0.1 s."""
+def short_lock_timeout(db, monkeypatch) -> None:
+    """Wait at most 0.1 s for a refresh lock."""
     monkeypatch.setattr(f'{type(db).__module__}.REFRESH_TIMEOUT', 0.1)
 
 
 @pytest.fixture
 def read_only(db, request) -> Iterator[None]:
-    """Nothing can be written any more."""
+    """Make the store read-only."""
     if isinstance(db, JsonFileStore):
         request.getfixturevalue('full_disk')
         yield
@@ -156,7 +156,7 @@ def read_only(db, request) -> Iterator[None]:
 
 @pytest.fixture
 def open_db(postgresql) -> Iterator[Callable[[str], Store]]:
-    """A function that opens the PostgreSQL store at a URL; its connections are closed at the end."""
+    """A function that opens the PostgreSQL store at a URL. Its connections are closed after the test."""
     from zendesk_oauth.postgresql_store import PostgresqlStore
 
     with contextlib.ExitStack() as stack:

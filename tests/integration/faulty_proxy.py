@@ -17,7 +17,7 @@ KINDS = {b'GET /api/v2/users/me': 'profile', b'DELETE /api/v2/oauth/tokens/curre
 
 @dataclass
 class FaultyProxy:
-    """Forwards requests to `upstream`, and damages the next response to a kind of request."""
+    """Forward requests to `upstream`, and damage the next response to a chosen kind of request."""
 
     upstream: str
     address: str = ''
@@ -27,17 +27,17 @@ class FaultyProxy:
         """
         Damage the response to the next request of this kind: exchange, refresh, profile, revoke or any.
 
-        `cut`: send only this many bytes of the response; a negative number leaves out bytes at the end.
-        `hold`: seconds before the connection is closed, without more bytes.
+        `cut`: send only this many bytes of the response. A negative number omits bytes at the end.
+        `hold`: seconds before the connection is closed. No more bytes are sent.
         `trickle`: seconds between two bytes.
         """
         self.pending.append((call, damage))
 
     def forward(self, connection: socket.socket) -> None:
-        """Forward one request, as the practice Zendesk closes the connection after each response."""
+        """Forward one request: the practice Zendesk closes the connection after each response."""
         with contextlib.suppress(OSError), connection:  # either side may close its connection
             head, body = read_request(connection)
-            # Before the request reaches Zendesk: a test that sees it there may set the next damage.
+            # Take the damage before forwarding: a test may set the next damage once Zendesk has the request.
             damage = self.take_damage(kind_of(head, body))
             upstream = urlsplit(self.upstream)
             with socket.create_connection((upstream.hostname, upstream.port), timeout=120) as zendesk:
@@ -63,7 +63,7 @@ def faulty_proxy_to(upstream: str) -> Iterator[FaultyProxy]:
 
 
 def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
-    """Return the request line with the headers, and the body."""
+    """Return the head (request line and headers) and the body."""
     with connection.makefile('rb') as stream:
         head = b''
         while not head.endswith(b'\r\n\r\n'):
@@ -76,7 +76,7 @@ def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 def kind_of(head: bytes, body: bytes) -> str | None:
-    """Return the kind of request that the app sends, or None for a browser's request."""
+    """Return the kind of a request from the app, or None for a request from a browser."""
     method, path, _ = head.split(b' ', 2)
     if path == b'/oauth/tokens':
         return 'refresh' if re.search(rb'grant_type\W+refresh_token\b', body) else 'exchange'

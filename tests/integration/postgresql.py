@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, on a free port and in a folder of its own."""
+"""A separate PostgreSQL server for the tests, on a free port and in a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PASSWORD = 'canary-database-password'
 
 
 def programs() -> Path | None:
-    """Return the folder with the server's programs; Debian does not have them in the PATH."""
+    """Return the folder of the PostgreSQL programs. On Debian it is not in the PATH."""
     in_path = shutil.which('initdb')
     folders = [Path(in_path).resolve().parent] if in_path else sorted(Path('/usr/lib/postgresql').glob('*/bin'))
     return folders[-1] if folders else None
@@ -22,9 +22,9 @@ def programs() -> Path | None:
 
 class Postgresql:
     """
-    The server. `options` are settings of PostgreSQL, such as fsync='off'.
+    A PostgreSQL server. `options` are PostgreSQL settings, such as fsync='off'.
 
-    It does not run as root, so where the tests do, it runs as the user that Debian has made for it.
+    PostgreSQL refuses to run as root. If the tests run as root, the server runs as Debian's user `postgres`.
     """
 
     def __init__(self, **options: str) -> None:
@@ -49,7 +49,7 @@ class Postgresql:
         return f'postgresql://app:{PASSWORD}@127.0.0.1:{self.port}/postgres'
 
     def sql(self, *statements: str) -> list:
-        """Run the statements as somebody else than the app, and return the rows of the last one."""
+        """Run the statements over a separate connection, and return the rows of the last one."""
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
@@ -58,7 +58,7 @@ class Postgresql:
             return result.fetchall() if result.description else []
 
     def set(self, **options: str) -> None:
-        """Change settings while it runs."""
+        """Change settings of the running server."""
         for name, value in options.items():
             self.sql(f"ALTER SYSTEM SET {name} = '{value}'", 'SELECT pg_reload_conf()')
             wait_until(lambda name=name, value=value: self.sql(f'SHOW {name}') == [(value,)])
@@ -78,9 +78,9 @@ class Postgresql:
                 start_new_session=True,
                 **self.user,
             )
-        wait_until(self.answers)
+        wait_until(self.is_ready)
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         import psycopg
 
         try:
@@ -89,7 +89,7 @@ class Postgresql:
             return False
 
     def stop(self) -> None:
-        """End it at once, as on a machine that fails, but for what it has in shared memory."""
+        """Stop the server immediately, without a checkpoint, as in a crash."""
         self.run('pg_ctl', '-D', str(self.folder / 'data'), '-m', 'immediate', '-w', 'stop')
         self.process.wait(60)
 
@@ -100,7 +100,7 @@ class Postgresql:
 
 
 def close_connections(url: str) -> None:
-    """Close what this process has opened to the database: Python warns of connections that are left open."""
+    """Close the connections of this process to the database: Python warns about connections left open."""
     from zendesk_oauth import postgresql_store
 
     for connections in (1, postgresql_store.MAX_CONNECTIONS):

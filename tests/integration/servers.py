@@ -1,4 +1,4 @@
-"""The app and the practice Zendesk as real processes, and a visitor who clicks."""
+"""Run the app and the practice Zendesk as processes, and click through their pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGENT, ADMIN, END_USER = 'Amara Okafor', 'Tomás Herrera', 'Zoë Żółkiewska'
 
 
 class Processes:
-    """Servers in a folder of their own, with a copy of the project: no .env and no users.json of a developer's."""
+    """Servers that run in a separate copy of the project, without a developer's .env and users.json."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Processes:
         assert process.poll() is None, self.output
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a program that is expected to end by itself."""
+        """Run a program to its end, and return its exit code and output."""
         return subprocess.run(
             [sys.executable, *command],
             cwd=self.folder,
@@ -70,12 +70,12 @@ class Processes:
         )
 
     def stop(self, port: int) -> None:
-        """End a server; one that does not end by itself is killed with all its processes."""
+        """Stop a server. Kill it with all its processes if it has not ended after 10 seconds."""
         process = self.running.pop(port)
         process.terminate()
         try:
             process.wait(10)
-        except subprocess.TimeoutExpired:  # gunicorn waits for a process that it started in this very moment
+        except subprocess.TimeoutExpired:  # gunicorn waits for a worker that is still starting
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
 
@@ -85,7 +85,7 @@ class Processes:
 
     @property
     def output(self) -> str:
-        """What all servers have printed."""
+        """The output of all servers."""
         return (self.folder / 'output.txt').read_text()
 
     @property
@@ -93,7 +93,7 @@ class Processes:
         return json.loads((self.folder / 'users.json').read_text())
 
     def edit_users(self, *names: str) -> None:
-        """Change a digit in these tokens of every user, with an editor, so to speak."""
+        """Change a digit in these tokens of every user, as a developer would with an editor."""
         users = self.users
         for record in users.values():
             for name in names:
@@ -110,17 +110,17 @@ class Processes:
         wait_until(lambda: requests.get(f'{self.zendesk}/practice/faults', timeout=60).json() == [])
 
     def expire_access_tokens(self) -> None:
-        """Let all access tokens that the practice Zendesk has issued expire now."""
+        """Expire all access tokens that the practice Zendesk has issued."""
         with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db, db:
             db.execute('UPDATE tokens SET access_expires_at = 0')
 
     def valid_grants(self) -> int:
-        """Return how many refresh tokens are valid at the practice Zendesk."""
+        """Return the number of valid refresh tokens at the practice Zendesk."""
         with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db:
             return db.execute('SELECT count(*) FROM tokens').fetchone()[0]
 
     def request_log(self, call: str) -> list[dict]:
-        """Return the completed requests of this kind from the practice Zendesk's log, also if a response was lost."""
+        """Return the completed requests of this kind from the practice Zendesk's log, including lost responses."""
         entries = requests.get(f'{self.zendesk}/practice/request_log', timeout=60).json()
         return [entry for entry in entries if entry['call'] == call and entry['ended']]
 
@@ -128,11 +128,11 @@ class Processes:
         return len(self.request_log('refresh'))
 
 
-class Visitor:
-    """A browser with a person in front of it, who reads pages and clicks."""
+class HttpBrowser:
+    """A browser without JavaScript: it keeps cookies, follows links and submits the consent form."""
 
     def __init__(self, address: str, authority: Path | None = None) -> None:
-        """Begin at the address; `authority` is the certificate of one to be trusted."""
+        """Open the address. `authority` is the certificate file of an authority to trust."""
         self.http = requests.Session()
         self.http.trust_env = False
         self.http.verify = str(authority) if authority else True
@@ -145,8 +145,8 @@ class Visitor:
         link = re.search(rf'<a[^>]* href="([^"]+)"[^>]*>{label}</a>', self.page.text)[1]
         self.visit(urljoin(self.page.url, html.unescape(link)))
 
-    def answer(self, decision: str, user: str = AGENT) -> None:
-        """Pick a user on the consent page, and press a button."""
+    def decide(self, decision: str, user: str = AGENT) -> None:
+        """Pick a user on the consent page, and press the button of the decision: allow or deny."""
         self.page = self.submit(decision, user)
 
     def submit(self, decision: str, user: str = AGENT, **kwargs) -> requests.Response:
@@ -155,16 +155,16 @@ class Visitor:
         return self.http.post(self.page.url, {'user_id': user_id, 'decision': decision}, timeout=60, **kwargs)
 
     def grant(self, user: str = AGENT) -> None:
-        """Go from the home page through the grant and back."""
+        """Grant access, from the home page and back to it."""
         self.click('Get my profile')
         self.click('Grant access')
-        self.answer('allow', user)
+        self.decide('allow', user)
 
     def start_again(self) -> None:
-        """Follow the way on of a page that says so, up to the profile."""
+        """Start again from an error page, grant access and open the profile."""
         self.click('Start again')
         self.click('Grant access')
-        self.answer('allow')
+        self.decide('allow')
         self.click('Get my profile')
 
     @property
@@ -185,16 +185,16 @@ class Visitor:
 
 
 def copy_project(folder: Path) -> None:
-    """Copy the programs of the project, and nothing that they have written."""
+    """Copy the project's code, without the files it has written."""
     for path in PROJECT.glob('*.py'):
         shutil.copy(path, folder)
     for name in FOLDERS:
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
 
 
-def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Response]:
-    """Let each visitor ask for the profile so many times, all at once."""
-    cookies = [visitor.http.cookies.get_dict() for visitor in visitors] * times
+def request_profiles(home: str, browsers: list[HttpBrowser], times: int) -> list[requests.Response]:
+    """Request the profile with the cookies of each browser, `times` times, all simultaneously."""
+    cookies = [browser.http.cookies.get_dict() for browser in browsers] * times
 
     def visit(cookies: dict) -> requests.Response:
         return requests.get(f'{home}profile', cookies=cookies, timeout=120)
@@ -204,26 +204,26 @@ def profiles(home: str, visitors: list[Visitor], times: int) -> list[requests.Re
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a process that finds the project's modules, and no settings but these."""
+    """Return an environment with the project's modules, and with no settings except these variables."""
     unset = (*SETTINGS, *OPTIONAL)
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
     return {**inherited, 'PYTHONPATH': str(PROJECT), **variables}
 
 
-def side_by_side(calls: list[dict]) -> bool:
-    """Return True if these requests overlapped. One after the other, they take the sum of their durations."""
-    all_together = sum(call['ended'] - call['began'] for call in calls)
-    from_first_to_last = max(call['ended'] for call in calls) - min(call['began'] for call in calls)
-    return from_first_to_last < all_together / 2
+def overlap(calls: list[dict]) -> bool:
+    """Return True if the requests overlapped: together they took less than half the sum of their durations."""
+    sum_of_durations = sum(call['ended'] - call['began'] for call in calls)
+    elapsed = max(call['ended'] for call in calls) - min(call['began'] for call in calls)
+    return elapsed < sum_of_durations / 2
 
 
 @contextlib.contextmanager
 def serving(talk: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Listen on a free port, and let `talk` have each connection that comes, in a thread of its own."""
+    """Listen on a free port, and call `talk` with each connection in a separate thread."""
     listener = listening()
 
     def accept() -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 threading.Thread(target=talk, args=listener.accept()[:1], daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Practice mode in a real Chromium: what people see, click, and come back to."""
+"""Practice mode in Chromium: pages, clicks, "Back", and accessibility."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOME, GRANT_ACCESS, PROFILE, CONTROLS = f'{APP}/', f'{APP}/grant_access', f'{APP
 
 @pytest.fixture(scope='module')
 def start_chromium():
-    """A function that starts a Chromium; all of them end with the last test."""
+    """A function that starts a Chromium. All are closed after the last test."""
     with playwright.sync_playwright() as engine, contextlib.ExitStack() as browsers:
 
         def start(*without: str):
@@ -43,7 +43,7 @@ def chromium(start_chromium):
 
 @pytest.fixture
 def practice(processes) -> Processes:
-    """The app in practice mode."""
+    """Start the app in practice mode."""
     for port in (3000, 3001):
         if listens(port):
             pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
@@ -53,38 +53,38 @@ def practice(processes) -> Processes:
 
 @pytest.fixture
 def new_browser(chromium) -> Iterator[Callable]:
-    """A function that returns a new browser with one tab; at the end none of their pages may have had a complaint."""
-    complaints, contexts = [], []
+    """A function that opens a new browser with one tab. Console errors and requests to other hosts fail the test."""
+    problems, contexts = [], []
 
-    def complain(message) -> None:
-        # Chromium notes the status of an error page itself in the console; that is what the status is for. A stylesheet
-        # or a picture that is missing is noted in the same words, and is none.
-        of_the_page = message.location['url'] == message.page.url
-        if message.type in ('error', 'warning') and not (of_the_page and ' with a status of ' in message.text):
-            complaints.append(f'{message.type}: {message.text} ({message.location["url"]})')
+    def collect(message) -> None:
+        # Chromium logs the status of each error page, which is expected. It logs a missing stylesheet or picture in the
+        # same words, but with another URL.
+        for_the_page = message.location['url'] == message.page.url
+        if message.type in ('error', 'warning') and not (for_the_page and ' with a status of ' in message.text):
+            problems.append(f'{message.type}: {message.text} ({message.location["url"]})')
 
-    def look_at(request) -> None:
+    def check_host(request) -> None:
         if not request.url.startswith((APP, ZENDESK, 'http://127.0.0.1:3000')):
-            complaints.append(f'a request to another host: {request.url}')
+            problems.append(f'a request to another host: {request.url}')
 
     def new_browser(chromium=chromium):
         context = chromium.new_context()
         context.set_default_timeout(30_000)
-        context.on('console', complain)
-        context.on('weberror', lambda error: complaints.append(f'exception: {error.error}'))
-        context.on('request', look_at)
+        context.on('console', collect)
+        context.on('weberror', lambda error: problems.append(f'exception: {error.error}'))
+        context.on('request', check_host)
         contexts.append(context)
         return context.new_page()
 
     yield new_browser
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert problems == []
 
 
 @pytest.fixture
 def page(practice, new_browser):
-    """A visitor's tab, on the home page."""
+    """A browser tab with the home page."""
     page = new_browser()
     page.goto(HOME)
     return page
@@ -96,7 +96,7 @@ def allow(page, user: str = AGENT) -> None:
 
 
 def grant(page, user: str = AGENT, home: str = HOME) -> None:
-    """Go from the home page through the grant and back."""
+    """Grant access, from the home page and back to it."""
     click(page, 'Get my profile')
     click(page, 'Grant access')
     allow(page, user)
@@ -107,8 +107,8 @@ def heading(page) -> str:
     return page.get_by_role('heading', level=1).inner_text()
 
 
-def what_happened(page) -> list[str]:
-    """Open the panel and read it, without the times of day."""
+def panel_steps(page) -> list[str]:
+    """Open the panel, and return its steps without the times."""
     panel = page.get_by_role('complementary', name='What just happened')
     if not panel.locator('details').evaluate('details => details.open'):
         panel.get_by_text('What just happened').click()
@@ -118,9 +118,9 @@ def what_happened(page) -> list[str]:
 
 
 def in_order(steps: list[str], *expected: str) -> bool:
-    """Tell whether the steps have these words, in this order."""
+    """Return True if the steps contain these texts in this order."""
     rest = iter(steps)
-    return all(any(words in step for step in rest) for words in expected)
+    return all(any(text in step for step in rest) for text in expected)
 
 
 def greets(page, user: str) -> bool:
@@ -130,7 +130,7 @@ def greets(page, user: str) -> bool:
 # --- The flow --- #
 
 
-def test_the_whole_flow_by_clicking(page):
+def test_a_user_can_click_through_the_whole_flow(page):
     click(page, 'Get my profile')
     assert page.url == GRANT_ACCESS
     click(page, 'Grant access')
@@ -142,7 +142,7 @@ def test_the_whole_flow_by_clicking(page):
     assert page.get_by_text('Your Zendesk user role is').inner_text() == 'Your Zendesk user role is end-user.'
 
 
-def test_a_denial_has_a_way_on(page):
+def test_a_user_can_grant_access_after_a_denial(page):
     click(page, 'Get my profile')
     click(page, 'Grant access')
     click(page, 'Deny')
@@ -155,22 +155,22 @@ def test_a_denial_has_a_way_on(page):
     assert greets(page, AGENT)
 
 
-def test_two_tabs_end_well_in_reverse_order(page):
+def test_two_tabs_can_finish_in_reverse_order(page):
     other = page.context.new_page()
     for tab in (page, other):
         tab.goto(PROFILE)
         click(tab, 'Grant access')
     allow(other, ADMIN)
     allow(page, END_USER)
-    assert in_order(what_happened(page), 'GET /zendesk/auth', 'GET /zendesk/oauth/callback', 'GET /')
+    assert in_order(panel_steps(page), 'GET /zendesk/auth', 'GET /zendesk/oauth/callback', 'GET /')
     for tab in (page, other):
         tab.goto(PROFILE)
         assert greets(tab, END_USER)
 
 
-def test_back_and_reload_after_a_grant_are_harmless(practice, page):
+def test_the_grant_stays_after_back_and_reload(practice, page):
     grant(page)
-    page.go_back()  # to Zendesk's question, whose answer has been given
+    page.go_back()  # to the consent page, which has been submitted
     assert page.url.startswith(ZENDESK)
     page.go_forward()
     assert page.url == HOME
@@ -181,7 +181,7 @@ def test_back_and_reload_after_a_grant_are_harmless(practice, page):
     assert greets(page, AGENT)
     page.go_back()
     assert page.url == HOME
-    # To allow a second time with the same request: the answer was used before, and the grant stays.
+    # Allow the same authorization request again: its state has been consumed.
     page.go_back()
     allow(page)
     assert heading(page) == 'This link cannot be used'
@@ -190,7 +190,7 @@ def test_back_and_reload_after_a_grant_are_harmless(practice, page):
     assert len(practice.users) == 1
 
 
-def test_two_browsers_with_two_users_work_side_by_side(practice, page, new_browser):
+def test_two_browsers_can_have_different_users(practice, page, new_browser):
     other = new_browser()
     other.goto(HOME)
     grant(page, ADMIN)
@@ -201,11 +201,11 @@ def test_two_browsers_with_two_users_work_side_by_side(practice, page, new_brows
         assert greets(page, ADMIN)
         assert greets(other, END_USER)
         practice.edit_users('access_token')
-    assert practice.refreshes() == 2  # one each, at the second round
+    assert practice.refreshes() == 2  # one per user, in the second round
 
 
 @pytest.mark.parametrize('path', ['/', '/profile', '/grant_access'])
-def test_a_start_on_127_0_0_1_ends_in_a_grant(practice, new_browser, path):
+def test_a_user_can_grant_access_after_opening_127_0_0_1(practice, new_browser, path):
     page = new_browser()
     page.goto(f'http://127.0.0.1:3000{path}')
     assert page.url.startswith(APP)
@@ -217,7 +217,7 @@ def test_a_start_on_127_0_0_1_ends_in_a_grant(practice, new_browser, path):
     assert greets(page, AGENT)
 
 
-def test_an_error_that_zendesk_shows_is_explained_after_back(page):
+def test_the_grant_page_explains_a_zendesk_error_after_back(page):
     page.goto(GRANT_ACCESS)
     click(page, 'Grant access')
     page.goto(page.url.replace('practice_client', '12345'))
@@ -231,18 +231,18 @@ def test_an_error_that_zendesk_shows_is_explained_after_back(page):
     assert advice.is_visible()
 
 
-# --- Steps 5 and 6 of the tutorial, and what lies beyond, by clicking --- #
+# --- Steps 5 and 6 of the tutorial, and failures --- #
 
 
-def test_the_panel_is_closed_until_somebody_opens_it(page):
+def test_the_panel_is_closed_until_the_user_opens_it(page):
     assert not page.get_by_text('Opening the home page').is_visible()
-    what_happened(page)
+    panel_steps(page)
     assert page.get_by_text('Opening the home page').is_visible()
 
 
-def test_the_panel_tells_of_a_grant_across_its_redirects(page):
+def test_the_panel_shows_the_steps_of_a_grant_across_redirects(page):
     click(page, 'Get my profile')
-    assert what_happened(page) == [
+    assert panel_steps(page) == [
         'GET /profile',
         "Retrieving the user's access and refresh tokens",
         'The user has not granted access to this app yet: redirecting to the grant page',
@@ -252,7 +252,7 @@ def test_the_panel_tells_of_a_grant_across_its_redirects(page):
     ]
     click(page, 'Grant access')
     allow(page)
-    steps = what_happened(page)
+    steps = panel_steps(page)
     assert in_order(
         steps,
         'GET /zendesk/auth',
@@ -269,11 +269,11 @@ def test_the_panel_tells_of_a_grant_across_its_redirects(page):
     )
 
 
-def test_step_5_an_expired_access_token_is_refreshed(practice, page):
+def test_step_5_the_app_refreshes_an_expired_access_token(practice, page):
     grant(page)
     click(page, 'Get my profile')
     [before] = practice.users.values()
-    what_happened(page)
+    panel_steps(page)
     click(page, 'make something happen')
     assert page.url == CONTROLS
     click(page, 'Let the access token expire now')
@@ -281,7 +281,7 @@ def test_step_5_an_expired_access_token_is_refreshed(practice, page):
     click(page, 'Get my profile, in the app')
 
     assert greets(page, AGENT)
-    steps = what_happened(page)
+    steps = panel_steps(page)
     assert in_order(
         steps,
         'users.json holds access token #',
@@ -294,7 +294,7 @@ def test_step_5_an_expired_access_token_is_refreshed(practice, page):
         ': 200',
         'Using the response data',
     )
-    # One sees that both tokens have changed, and neither of them.
+    # The panel shows new fingerprints of both tokens, but no token.
     [after] = practice.users.values()
     pairs = re.findall(r'access token (#\w{8}), refresh token (#\w{8})', ' '.join(steps))
     assert len(set(pairs)) == 2
@@ -306,13 +306,13 @@ def tokens_of(record: dict) -> list[str]:
     return [record['access_token'], record['refresh_token']]
 
 
-def test_step_6_a_dead_refresh_token_asks_for_access_again(page):
+def test_step_6_the_app_requests_access_again_after_both_tokens_expire(page):
     grant(page)
     page.goto(CONTROLS)
     click(page, 'Let the refresh token die, too')
     click(page, 'Get my profile, in the app')
     assert page.url == GRANT_ACCESS
-    steps = what_happened(page)
+    steps = panel_steps(page)
     assert in_order(steps, ': 401', ': 400', 'The refresh token is invalid', 'Redirect')
     click(page, 'Grant access')
     allow(page)
@@ -332,17 +332,17 @@ def fail_next(page, call: str, fault: str) -> None:
     ('fault', 'title'),
     [('500', 'Zendesk could not answer'), ('429', 'Zendesk is busy'), ('response lost', 'Zendesk could not answer')],
 )
-def test_a_failing_call_is_a_page_and_the_next_click_works(page, fault, title):
+def test_a_failed_request_shows_an_error_page_and_the_next_click_works(page, fault, title):
     grant(page)
     fail_next(page, 'any', fault)
     click(page, 'Get my profile, in the app')
     assert heading(page) == title
-    assert in_order(what_happened(page), 'GET /profile', 'Making the API request', title)
+    assert in_order(panel_steps(page), 'GET /profile', 'Making the API request', title)
     click(page, 'Try again')
     assert greets(page, AGENT)
 
 
-def test_a_failing_refresh_keeps_the_grant(page):
+def test_a_failed_refresh_keeps_the_grant(page):
     grant(page)
     page.goto(CONTROLS)
     click(page, 'Let the access token expire now')
@@ -354,7 +354,7 @@ def test_a_failing_refresh_keeps_the_grant(page):
 
 
 @pytest.mark.slow
-def test_no_answer_at_all_is_a_page_and_the_next_click_works(page):
+def test_a_timeout_shows_an_error_page_and_the_next_click_works(page):
     grant(page)
     fail_next(page, 'any', 'no response at all')
     click(page, 'Get my profile, in the app')
@@ -365,7 +365,7 @@ def test_no_answer_at_all_is_a_page_and_the_next_click_works(page):
     assert greets(page, AGENT)
 
 
-def test_a_new_name_is_shown_at_the_next_visit(page):
+def test_the_profile_shows_a_changed_name(page):
     grant(page, ADMIN)
     page.goto(CONTROLS)
     page.get_by_label('The user').select_option(label=f'{ADMIN} (admin)')
@@ -375,7 +375,7 @@ def test_a_new_name_is_shown_at_the_next_visit(page):
     assert greets(page, '<i>Ana</i> O’Neil 🙂')
 
 
-def test_the_control_page_shows_the_calls(page):
+def test_the_control_page_lists_the_requests(page):
     grant(page)
     click(page, 'Get my profile')
     page.goto(CONTROLS)
@@ -384,17 +384,17 @@ def test_the_control_page_shows_the_calls(page):
     assert 'GET /api/v2/users/me with access token #' in calls[0]
     assert calls[0].endswith('→ 200')
     assert 'POST /oauth/tokens with code #' in calls[1]
-    # The app's panel and this page name the tokens alike.
+    # The app's panel shows the same fingerprints.
     page.goto(PROFILE)
-    [name] = set(re.findall(r'access token (#\w{8})', ' '.join(what_happened(page))))
-    assert f'access token {name}' in calls[0]
+    [fingerprint] = set(re.findall(r'access token (#\w{8})', ' '.join(panel_steps(page))))
+    assert f'access token {fingerprint}' in calls[0]
 
 
 # --- The end of a grant --- #
 
 
-def test_disconnect_and_back_shows_nothing(practice, start_chromium, new_browser):
-    # With pages kept in memory for "Back", as people's browsers do and Playwright's do not.
+def test_back_shows_no_profile_after_disconnect(practice, start_chromium, new_browser):
+    # Playwright disables the back/forward cache that ordinary browsers have.
     chromium = start_chromium('--disable-back-forward-cache')
     page = new_browser(chromium)
     page.goto(HOME)
@@ -404,17 +404,17 @@ def test_disconnect_and_back_shows_nothing(practice, start_chromium, new_browser
     click(page, 'Disconnect')
     assert heading(page) == 'Disconnected'
     assert page.get_by_text('revoked at Zendesk').is_visible()
-    assert in_order(what_happened(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current', ': 401')
+    assert in_order(panel_steps(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current', ': 401')
     assert practice.users == {}
-    page.go_back(wait_until='commit')  # a page from memory would not load again
+    page.go_back(wait_until='commit')  # a cached page fires no load event
     page.wait_for_url(GRANT_ACCESS)
     assert AGENT not in page.content()
     page.goto(PROFILE)
     assert page.url == GRANT_ACCESS
 
 
-def test_back_shows_nothing_with_settings_of_ones_own_either(home, start_chromium):
-    """There, no panel has a cookie that changes with each redirect."""
+def test_back_shows_no_profile_after_disconnect_without_practice_mode(home, start_chromium):
+    """Check the app without the panel, whose cookie changes with each redirect."""
     page = start_chromium('--disable-back-forward-cache').new_page()
     page.goto(home)
     grant(page, home=home)
@@ -427,7 +427,7 @@ def test_back_shows_nothing_with_settings_of_ones_own_either(home, start_chromiu
     assert AGENT not in page.content()
 
 
-def test_disconnect_while_zendesk_fails_says_so(practice, page):
+def test_disconnect_reports_an_unconfirmed_revocation_if_zendesk_fails(practice, page):
     grant(page)
     fail_next(page, 'revoke', '500')
     click(page, 'Get my profile, in the app')
@@ -436,20 +436,20 @@ def test_disconnect_while_zendesk_fails_says_so(practice, page):
     assert practice.users == {}
 
 
-# --- For everybody --- #
+# --- Accessibility and layout --- #
 
 
 def every_page(page) -> Iterator[str]:
-    """Go to each page that there is, with its panel open; yield its name."""
+    """Open each page with its panel open, and yield the name of the page."""
 
     def at(name: str) -> str:
-        # The last one first: the others are counted from the top, among those that are still closed.
+        # Open the last one first: Playwright finds each by its position among the closed ones.
         for closed in page.locator('details:not([open]) > summary').all()[::-1]:
             closed.click()
         return name
 
     page.goto(CONTROLS)
-    yield at('control page, nothing yet')
+    yield at('control page, no requests')
     page.goto(HOME)
     yield at('home')
     click(page, 'Get my profile')
@@ -457,7 +457,7 @@ def every_page(page) -> Iterator[str]:
     click(page, 'Grant access')
     yield at('consent')
     page.goto(GRANT_ACCESS)
-    yield at('grant access, without an answer from Zendesk')
+    yield at('grant access, without a response from Zendesk')
     click(page, 'Grant access')
     invalid = page.url.replace('practice_client', '12345')
     click(page, 'Deny')
@@ -465,7 +465,7 @@ def every_page(page) -> Iterator[str]:
     page.goto(invalid)
     yield at('no such client')
     page.goto(f'{APP}/zendesk/oauth/callback?code=x&state=y')
-    yield at('answer refused')
+    yield at('callback refused')
     page.goto(f'{APP}/nothing')
     yield at('no such page')
     page.goto(HOME)
@@ -494,12 +494,12 @@ def every_page(page) -> Iterator[str]:
     click(other, 'Disconnect')
     other.close()
     click(page, 'Disconnect')
-    yield at('disconnected, no tokens any more')
+    yield at('disconnected, no tokens left')
     page.goto(f'{ZENDESK}/nothing')
     yield at('no such page of the practice Zendesk')
 
 
-def test_axe_core_finds_nothing_on_any_page_in_either_colour_scheme(page, figure):
+def test_axe_core_finds_no_violations_in_either_colour_scheme(page, figure):
     found, pages = [], 0
     for name in every_page(page):
         pages += 1
@@ -516,7 +516,7 @@ def test_axe_core_finds_nothing_on_any_page_in_either_colour_scheme(page, figure
     assert found == []
 
 
-def test_every_page_is_in_order_at_any_width(page):
+def test_every_page_has_a_valid_structure_and_fits_any_width(page):
     titles = set()
     for name in every_page(page):
         assert page.locator('html').get_attribute('lang') == 'en', name
@@ -534,7 +534,7 @@ def test_every_page_is_in_order_at_any_width(page):
     assert all(re.fullmatch(r'.+ · (Zendesk OAuth in a web app|Practice Zendesk)', title) for title in titles)
 
 
-# How far things have moved since the page began to load, without anybody having done something.
+# The page's cumulative layout shift since it began to load, apart from shifts after user input.
 LAYOUT_SHIFT = """() => new Promise(resolve => {
   let sum = 0;
   new PerformanceObserver(list => {
@@ -544,7 +544,7 @@ LAYOUT_SHIFT = """() => new Promise(resolve => {
 })"""
 
 
-def test_the_flow_can_be_walked_by_keyboard_with_a_visible_focus(page):
+def test_the_flow_works_by_keyboard_with_a_visible_focus(page):
     def go_to(name: str) -> None:
         for _ in range(20):
             page.keyboard.press('Tab')
@@ -563,7 +563,7 @@ def test_the_flow_can_be_walked_by_keyboard_with_a_visible_focus(page):
     assert page.get_by_text('Using the response data').is_visible()
 
 
-def test_the_two_sides_look_different(page):
+def test_the_app_and_the_practice_zendesk_look_different(page):
     def looks() -> tuple[str, ...]:
         return tuple(
             page.evaluate(f'getComputedStyle(document.body).{name}')
@@ -578,8 +578,8 @@ def test_the_two_sides_look_different(page):
         assert all(one != other for one, other in zip(app, looks(), strict=True))
 
 
-def test_the_strict_policy_holds_on_both_sides(page):
-    """A style, a script or a picture from elsewhere that got into a page would do nothing."""
+def test_the_app_and_the_practice_zendesk_send_a_strict_policy(page):
+    """The browser must block styles, scripts and pictures from other hosts."""
     for address in (HOME, CONTROLS):
         policy = page.goto(address).headers['content-security-policy']
         assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self';")

@@ -1,4 +1,4 @@
-"""The proxy damages responses as the other tests expect."""
+"""The faulty proxy damages responses as the other tests expect."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def response_of(proxy, request: bytes = PROFILE) -> bytes:
 
 
 @pytest.mark.parametrize(('cut', 'sent'), [(20, RESPONSE[:20]), (-3, RESPONSE[:-3]), (0, b'')])
-def test_a_response_is_cut(proxy, cut, sent):
+def test_the_proxy_cuts_a_response(proxy, cut, sent):
     proxy.damage_next('profile', cut=cut)
     assert response_of(proxy) == sent
     assert response_of(proxy) == RESPONSE
 
 
-def test_the_connection_stays_open_after_a_cut(proxy):
+def test_the_proxy_holds_the_connection_after_a_cut(proxy):
     proxy.damage_next('any', cut=20, hold=0.3)
     before = time.monotonic()
     assert response_of(proxy) == RESPONSE[:20]
     assert time.monotonic() - before >= 0.3
 
 
-def test_a_response_trickles_byte_by_byte(proxy):
+def test_the_proxy_sends_a_response_byte_by_byte(proxy):
     proxy.damage_next('any', trickle=0.002)
     before = time.monotonic()
     assert response_of(proxy) == RESPONSE
@@ -70,11 +70,11 @@ def test_a_response_trickles_byte_by_byte(proxy):
         ('revoke', b'DELETE /api/v2/oauth/tokens/current HTTP/1.1\r\nHost: x\r\n\r\n'),
     ],
 )
-def test_damage_waits_for_its_kind_of_request(proxy, call, request_bytes):
-    browser = b'GET /oauth/authorizations/new HTTP/1.1\r\nHost: x\r\n\r\n'
+def test_the_proxy_damages_only_the_chosen_kind_of_request(proxy, call, request_bytes):
+    browser_request = b'GET /oauth/authorizations/new HTTP/1.1\r\nHost: x\r\n\r\n'
     for other in {'exchange', 'refresh', 'profile', 'revoke'} - {call}:
         proxy.damage_next(other, cut=1)
     assert response_of(proxy, request_bytes) == RESPONSE
     proxy.damage_next('any', cut=2)
-    assert response_of(proxy, browser) == RESPONSE
+    assert response_of(proxy, browser_request) == RESPONSE
     assert response_of(proxy, request_bytes) == RESPONSE[:2]

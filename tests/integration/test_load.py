@@ -1,4 +1,4 @@
-"""Many visitors at once, over real HTTP and over several processes; and processes that are killed."""
+"""Load over real HTTP with several processes, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from servers import ADMIN, AGENT, Processes, Visitor, profiles, side_by_side, wait_until
+from servers import ADMIN, AGENT, HttpBrowser, Processes, overlap, request_profiles, wait_until
 
 
-def in_the_background(visit) -> threading.Thread:
+def in_background(visit) -> threading.Thread:
     thread = threading.Thread(target=visit)
     thread.start()
     return thread
 
 
-def visit_under_way(processes: Processes, visitor: Visitor, home: str, **step) -> threading.Thread:
-    """Let the visitor ask for the profile with an expired token, and go on once Zendesk has got the step's call."""
+def start_visit(processes: Processes, browser: HttpBrowser, home: str, **fault) -> threading.Thread:
+    """Start a profile request with an expired token, and wait until Zendesk receives the request that fails."""
     processes.expire_access_tokens()
-    processes.set_faults(step)
-    visit = in_the_background(lambda: visitor.visit(f'{home}profile'))
+    processes.set_faults(fault)
+    visit = in_background(lambda: browser.visit(f'{home}profile'))
     processes.wait_until_faults_are_used()
     return visit
 
 
-def workers(processes) -> list[int]:
-    """The processes of gunicorn that serve."""
-    return [int(pid) for pid in re.findall(r'Booting worker with pid: (\d+)', processes.output) if runs(int(pid))]
+def worker_pids(processes) -> list[int]:
+    """Return the process IDs of the running gunicorn workers."""
+    return [int(pid) for pid in re.findall(r'Booting worker with pid: (\d+)', processes.output) if is_running(int(pid))]
 
 
 def kill(pids: list[int]) -> None:
-    """Kill these processes, and wait until the last of them has gone: a kill takes a moment."""
+    """Kill these processes, and wait until all of them have ended."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(runs(pid) for pid in pids))
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -58,64 +58,64 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_sixty_visits_on_one_expired_token_make_one_refresh_five_times_in_a_row(processes, gunicorn_home, figure):
-    visitor = Visitor(gunicorn_home)
-    visitor.grant()
+def test_sixty_simultaneous_requests_with_an_expired_token_make_one_refresh(processes, gunicorn_home, figure):
+    browser = HttpBrowser(gunicorn_home)
+    browser.grant()
     counted = []
     for _ in range(5):
         before = processes.refreshes()
         processes.expire_access_tokens()
-        pages = profiles(gunicorn_home, [visitor], 60)
+        pages = request_profiles(gunicorn_home, [browser], 60)
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 visits at once on one expired token, 4 processes, 5 times: refresh requests {counted}')
+    figure(f'60 simultaneous requests with an expired token, 4 processes, 5 times: refresh requests {counted}')
     assert counted == [1] * 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('server', ['home', 'gunicorn_home'])
-def test_hundreds_of_visits_at_once_make_one_refresh_for_each_user(processes, server, figure, request):
+def test_300_simultaneous_requests_make_one_refresh_per_user(processes, server, figure, request):
     home = request.getfixturevalue(server)
-    visitors = [Visitor(home) for _ in range(30)]
-    for visitor in visitors:
-        visitor.grant()
+    browsers = [HttpBrowser(home) for _ in range(30)]
+    for browser in browsers:
+        browser.grant()
     processes.expire_access_tokens()
     before = time.monotonic()
-    pages = profiles(home, visitors, 10)
+    pages = request_profiles(home, browsers, 10)
     seconds = time.monotonic() - before
     assert [page.status_code for page in pages] == [200] * 300
     figure(
-        f'300 visits at once of 30 users with expired tokens ({server}): {processes.refreshes()} refresh requests, '
-        f'all answered after {seconds:.1f} s'
+        f'300 simultaneous requests of 30 users with expired tokens ({server}): {processes.refreshes()} refresh '
+        f'requests, all responses after {seconds:.1f} s'
     )
     assert processes.refreshes() == 30
     assert len(processes.users) == 30
 
 
 @pytest.mark.slow
-def test_nobody_waits_for_somebody_elses_refresh(processes, gunicorn_home, figure):
-    visitors = [Visitor(gunicorn_home) for _ in range(12)]
-    for visitor in visitors:
-        visitor.grant()
+def test_refreshes_of_different_users_run_simultaneously(processes, gunicorn_home, figure):
+    browsers = [HttpBrowser(gunicorn_home) for _ in range(12)]
+    for browser in browsers:
+        browser.grant()
     processes.expire_access_tokens()
     processes.set_faults({'call': 'refresh', 'delay': 0.5, 'times': 12})
     before = time.monotonic()
-    pages = profiles(gunicorn_home, visitors, 1)
+    pages = request_profiles(gunicorn_home, browsers, 1)
     seconds = time.monotonic() - before
     assert [page.status_code for page in pages] == [200] * 12
     refreshes = processes.request_log('refresh')
     assert len(refreshes) == 12
-    figure(f'12 users expiring together, each refresh taking 0.5 s: all done after {seconds:.2f} s')
-    assert side_by_side(refreshes)
+    figure(f'12 users with expired tokens, each refresh taking 0.5 s: all done after {seconds:.2f} s')
+    assert overlap(refreshes)
 
 
-def test_more_slow_visits_than_processes_hold_up_nobody_else(processes, gunicorn_home):
-    visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
-    visitor.grant()
+def test_slow_requests_of_one_user_do_not_block_another_user(processes, gunicorn_home):
+    browser, other = HttpBrowser(gunicorn_home), HttpBrowser(gunicorn_home)
+    browser.grant()
     other.grant()
     processes.set_faults({'call': 'profile', 'delay': 3, 'times': 12})
-    slow = [in_the_background(lambda: profiles(gunicorn_home, [visitor], 1)) for _ in range(12)]
+    slow = [in_background(lambda: request_profiles(gunicorn_home, [browser], 1)) for _ in range(12)]
     processes.wait_until_faults_are_used()
     other.visit(f'{gunicorn_home}profile')
     assert other.greeting == f'👋 Hi, {AGENT}!'
@@ -124,45 +124,45 @@ def test_more_slow_visits_than_processes_hold_up_nobody_else(processes, gunicorn
         visit.join()
 
 
-def test_a_401_because_a_sibling_has_just_refreshed_uses_the_siblings_pair(processes, gunicorn_home):
-    visitor, sibling = Visitor(gunicorn_home), Visitor(gunicorn_home)
-    visitor.grant()
-    sibling.http.cookies = visitor.http.cookies.copy()
-    visit = visit_under_way(processes, visitor, gunicorn_home, call='profile', delay=1)
-    sibling.visit(f'{gunicorn_home}profile')
+def test_a_401_after_another_tab_refreshed_uses_the_new_tokens(processes, gunicorn_home):
+    browser, other_tab = HttpBrowser(gunicorn_home), HttpBrowser(gunicorn_home)
+    browser.grant()
+    other_tab.http.cookies = browser.http.cookies.copy()
+    visit = start_visit(processes, browser, gunicorn_home, call='profile', delay=1)
+    other_tab.visit(f'{gunicorn_home}profile')
     assert processes.refreshes() == 1
     visit.join()
-    assert visitor.greeting == sibling.greeting == f'👋 Hi, {AGENT}!'
+    assert browser.greeting == other_tab.greeting == f'👋 Hi, {AGENT}!'
     assert processes.refreshes() == 1
 
 
-def test_after_invalid_grant_a_pair_that_is_newer_by_then_is_used(processes, gunicorn_home):
-    visitor, other = Visitor(gunicorn_home), Visitor(gunicorn_home)
-    visitor.grant(AGENT)
+def test_newer_stored_tokens_are_used_after_invalid_grant(processes, gunicorn_home):
+    browser, other = HttpBrowser(gunicorn_home), HttpBrowser(gunicorn_home)
+    browser.grant(AGENT)
     [user_id] = processes.users
-    visit = visit_under_way(
-        processes, visitor, gunicorn_home, call='refresh', delay=1, status=400, body='{"error": "invalid_grant"}'
+    visit = start_visit(
+        processes, browser, gunicorn_home, call='refresh', delay=1, status=400, body='{"error": "invalid_grant"}'
     )
     other.grant(ADMIN)
     users = processes.users
     users[user_id] = next(record for other_id, record in users.items() if other_id != user_id)
     (processes.folder / 'users.json').write_text(json.dumps(users))
     visit.join()
-    assert visitor.greeting == f'👋 Hi, {ADMIN}!'
+    assert browser.greeting == f'👋 Hi, {ADMIN}!'
     assert processes.users == users
 
 
-def test_a_refresh_that_ends_after_a_new_grant_does_not_bring_the_old_one_back(processes, gunicorn_home):
-    visitor, tab = Visitor(gunicorn_home), Visitor(gunicorn_home)
-    visitor.grant(AGENT)
-    tab.http.cookies = visitor.http.cookies.copy()
-    visit = visit_under_way(processes, visitor, gunicorn_home, call='refresh', delay=1)
+def test_a_late_refresh_does_not_overwrite_a_new_grant(processes, gunicorn_home):
+    browser, tab = HttpBrowser(gunicorn_home), HttpBrowser(gunicorn_home)
+    browser.grant(AGENT)
+    tab.http.cookies = browser.http.cookies.copy()
+    visit = start_visit(processes, browser, gunicorn_home, call='refresh', delay=1)
     tab.visit(f'{gunicorn_home}zendesk/auth')
-    tab.answer('allow', ADMIN)
+    tab.decide('allow', ADMIN)
     users = processes.users
     assert len(users) == 1
     visit.join()
-    assert visitor.address == f'{gunicorn_home}grant_access'
+    assert browser.address == f'{gunicorn_home}grant_access'
     assert processes.users == users
     tab.visit(f'{gunicorn_home}profile')
     assert tab.greeting == f'👋 Hi, {ADMIN}!'
@@ -171,16 +171,16 @@ def test_a_refresh_that_ends_after_a_new_grant_does_not_bring_the_old_one_back(p
 @pytest.mark.parametrize(
     'afterwards',
     [
-        pytest.param('profile', id='before Zendesk has refreshed'),
-        pytest.param('grant_access', id='after Zendesk has refreshed'),
+        pytest.param('profile', id='before Zendesk refreshes'),
+        pytest.param('grant_access', id='after Zendesk refreshes'),
     ],
 )
-def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(
+def test_the_app_recovers_after_workers_are_killed_during_a_refresh(
     processes, faulty_proxy, gunicorn_home, figure, afterwards
 ):
-    visitor, next_one = Visitor(gunicorn_home), Visitor(gunicorn_home)
-    visitor.grant()
-    next_one.http.cookies = visitor.http.cookies.copy()
+    browser, next_tab = HttpBrowser(gunicorn_home), HttpBrowser(gunicorn_home)
+    browser.grant()
+    next_tab.http.cookies = browser.http.cookies.copy()
     processes.expire_access_tokens()
     if afterwards == 'profile':
         processes.set_faults({'call': 'refresh', 'status': 500, 'delay': 60})
@@ -189,62 +189,62 @@ def test_a_process_killed_in_the_middle_of_a_refresh_stops_nobody(
 
     def visit() -> None:
         with contextlib.suppress(requests.ConnectionError):
-            visitor.visit(f'{gunicorn_home}profile')
+            browser.visit(f'{gunicorn_home}profile')
 
-    visiting = in_the_background(visit)
+    visiting = in_background(visit)
     processes.wait_until_faults_are_used()
     wait_until(lambda: afterwards == 'profile' or processes.refreshes() == 1)
-    kill(workers(processes))
+    kill(worker_pids(processes))
     visiting.join()
 
     before = time.monotonic()
-    next_one.visit(f'{gunicorn_home}profile')
-    figure(f'the first visit after all processes were killed in a refresh: {time.monotonic() - before:.2f} s')
-    assert (next_one.status, next_one.address) == (200, gunicorn_home + afterwards)
-    next_one.visit(gunicorn_home)
+    next_tab.visit(f'{gunicorn_home}profile')
+    figure(f'the first request after all workers were killed during a refresh: {time.monotonic() - before:.2f} s')
+    assert (next_tab.status, next_tab.address) == (200, gunicorn_home + afterwards)
+    next_tab.visit(gunicorn_home)
     if afterwards == 'grant_access':
-        next_one.grant()
-    next_one.click('Get my profile')
-    assert next_one.greeting == f'👋 Hi, {AGENT}!'
+        next_tab.grant()
+    next_tab.click('Get my profile')
+    assert next_tab.greeting == f'👋 Hi, {AGENT}!'
 
 
 # --- The store --- #
 
 
 @pytest.mark.slow
-def test_eighty_grants_at_once_are_eighty_records(processes, gunicorn_home, figure):
-    visitors = [Visitor(gunicorn_home) for _ in range(80)]
+def test_eighty_simultaneous_grants_store_eighty_records(processes, gunicorn_home, figure):
+    browsers = [HttpBrowser(gunicorn_home) for _ in range(80)]
     together = threading.Barrier(80)
 
-    def grant(visitor: Visitor) -> str:
-        visitor.visit(f'{gunicorn_home}zendesk/auth')
+    def grant(browser: HttpBrowser) -> str:
+        browser.visit(f'{gunicorn_home}zendesk/auth')
         together.wait()
-        visitor.answer('allow')
-        visitor.click('Get my profile')
-        return visitor.greeting
+        browser.decide('allow')
+        browser.click('Get my profile')
+        return browser.greeting
 
     with ThreadPoolExecutor(80) as pool:
-        assert list(pool.map(grant, visitors)) == [f'👋 Hi, {AGENT}!'] * 80
-    figure(f'80 grants at once, 4 processes: {len(processes.users)} records')
+        assert list(pool.map(grant, browsers)) == [f'👋 Hi, {AGENT}!'] * 80
+    figure(f'80 simultaneous grants, 4 processes: {len(processes.users)} records')
     assert len(processes.users) == 80
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunicorn_home, figure):
-    """With 5,000 records a write takes long enough to be met; a kill that comes too late for that does not count."""
+def test_two_hundred_kills_during_writes_lose_no_record(processes, gunicorn_home, figure):
+    """Count only the kills during a write. With 5,000 records, a write takes long enough to interrupt."""
     file = processes.folder / 'users.json'
-    nobody = {'access_token': 'x' * 64, 'refresh_token': 'x' * 64}
-    file.write_text(json.dumps({f'filler-{number}': nobody for number in range(5000)}))
-    granted: list[Visitor] = []
-    over = threading.Event()
+    filler = {'access_token': 'x' * 64, 'refresh_token': 'x' * 64}
+    file.write_text(json.dumps({f'filler-{number}': filler for number in range(5000)}))
+    granted: list[HttpBrowser] = []
+    finished = threading.Event()
 
     def keep_granting(_) -> None:
-        while not over.is_set():
+        while not finished.is_set():
             with contextlib.suppress(requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-                visitor = Visitor(f'{gunicorn_home}zendesk/auth')
-                visitor.answer('allow')
-                assert (visitor.status, visitor.address) == (200, gunicorn_home)
-                granted.append(visitor)
+                browser = HttpBrowser(f'{gunicorn_home}zendesk/auth')
+                browser.decide('allow')
+                assert (browser.status, browser.address) == (200, gunicorn_home)
+                granted.append(browser)
 
     kills = interrupted = broken = 0
     temporary = processes.folder / 'users.json.tmp'
@@ -252,9 +252,9 @@ def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunico
         granting = pool.map(keep_granting, range(8))
         try:
             while interrupted < 200:
-                wait_until(lambda: len(workers(processes)) == 4)
+                wait_until(lambda: len(worker_pids(processes)) == 4)
                 time.sleep(random.uniform(0.02, 0.1))  # noqa: S311
-                pids = workers(processes)
+                pids = worker_pids(processes)
                 wait_until(temporary.exists, pause=0)
                 kill(pids)
                 kills += 1
@@ -264,29 +264,29 @@ def test_two_hundred_kills_in_the_middle_of_writes_lose_nobody(processes, gunico
                 except ValueError:
                     broken += 1
         finally:
-            over.set()
+            finished.set()
         list(granting)
 
-    wait_until(lambda: len(workers(processes)) == 4)
-    Visitor(gunicorn_home).grant()  # a last write
+    wait_until(lambda: len(worker_pids(processes)) == 4)
+    HttpBrowser(gunicorn_home).grant()  # this write deletes the temporary file of a killed writer
     kept = 0
-    for visitor in granted:
-        visitor.visit(f'{gunicorn_home}profile')
-        kept += visitor.address == f'{gunicorn_home}profile' and visitor.greeting == f'👋 Hi, {AGENT}!'
+    for browser in granted:
+        browser.visit(f'{gunicorn_home}profile')
+        kept += browser.address == f'{gunicorn_home}profile' and browser.greeting == f'👋 Hi, {AGENT}!'
     fillers = sum(user_id.startswith('filler') for user_id in processes.users)
     left = sorted(path.name for path in processes.folder.glob('users.json*'))
     figure(
-        f'{kills} kills of all 4 processes, {interrupted} in the middle of a write: {broken} broken files, '
-        f'{len(granted) - kept} of {len(granted)} users who granted meanwhile lost, {5000 - fillers} of 5,000 others '
-        f'lost, files left {left}'
+        f'{kills} kills of all 4 processes, {interrupted} during a write: {broken} broken files, '
+        f'{len(granted) - kept} of {len(granted)} new users lost, {5000 - fillers} of 5,000 other users lost, '
+        f'files left {left}'
     )
     assert (broken, kept, fillers) == (0, len(granted), 5000)
     assert left == ['users.json', 'users.json.d']
 
 
 @pytest.mark.slow
-def test_ten_thousand_visitors_without_a_grant_leave_nothing_behind(processes, gunicorn_home, figure):
-    Visitor(gunicorn_home).grant()
+def test_ten_thousand_unfinished_authorization_requests_store_nothing(processes, gunicorn_home, figure):
+    HttpBrowser(gunicorn_home).grant()
     before = processes.users
     port = int(gunicorn_home.split(':')[2].strip('/'))
 
@@ -303,16 +303,16 @@ def test_ten_thousand_visitors_without_a_grant_leave_nothing_behind(processes, g
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(visit, [1250] * 8)) == 30_000
     left = sorted(path.name for path in processes.folder.glob('users.json*'))
-    figure(f'10,000 visitors who start and never come back: {len(processes.users)} record as before, files {left}')
+    figure(f'10,000 unfinished authorization requests: {len(processes.users)} record as before, files {left}')
     assert processes.users == before
     assert left == ['users.json', 'users.json.d']
 
 
 @pytest.mark.slow
-def test_a_profile_with_ten_thousand_stored_users(processes, home, figure):
-    """Nothing to judge here: whether the file is parsed again is tested in tests/zendesk_oauth/test_stores.py."""
-    visitor = Visitor(home)
-    visitor.grant()
+def test_measure_profile_requests_with_ten_thousand_stored_users(processes, home, figure):
+    """Measure only: tests/zendesk_oauth/test_stores.py checks that the file is not parsed again."""
+    browser = HttpBrowser(home)
+    browser.grant()
     medians = []
     for stored in (10, 10_000):
         users = processes.users
@@ -322,12 +322,12 @@ def test_a_profile_with_ten_thousand_stored_users(processes, home, figure):
         seconds = []
         for _ in range(300):
             before = time.perf_counter()
-            visitor.visit(f'{home}profile')
+            browser.visit(f'{home}profile')
             seconds.append(time.perf_counter() - before)
-        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+        assert browser.greeting == f'👋 Hi, {AGENT}!'
         medians.append(statistics.median(seconds))
     figure(
-        'a profile, median of 300: {:.2f} ms with 10 stored users, {:.2f} ms with 10,000'.format(
+        'a profile request, median of 300: {:.2f} ms with 10 stored users, {:.2f} ms with 10,000'.format(
             *(1000 * median for median in medians)
         )
     )

@@ -16,7 +16,17 @@ import pytest
 import requests
 from helpers import LATER, NEW, OLD
 from postgresql import PASSWORD
-from servers import AGENT, Processes, Visitor, environment, free_port, port_of, profiles, side_by_side, wait_until
+from servers import (
+    AGENT,
+    HttpBrowser,
+    Processes,
+    environment,
+    free_port,
+    overlap,
+    port_of,
+    request_profiles,
+    wait_until,
+)
 
 from zendesk_oauth.errors import LockTimeout, StoreError
 
@@ -30,7 +40,7 @@ def db(open_db, postgresql):
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def short_lease(monkeypatch):
     """Shorten the lease of the refresh lock and the time to wait for it."""
     for name, seconds in {'LEASE': 0.6, 'SIGN_OF_LIFE': 0.1, 'REFRESH_TIMEOUT': 0.2}.items():
         monkeypatch.setattr(f'zendesk_oauth.postgresql_store.{name}', seconds)
@@ -54,8 +64,8 @@ def test_simultaneous_first_uses_create_the_tables_once(db, postgresql):
 
 
 @pytest.fixture
-def clerk(postgresql) -> str:
-    """The URL of a database user who may write to tables and create none."""
+def restricted_url(postgresql) -> str:
+    """The URL of a database user who can write to tables but cannot create them."""
     postgresql.sql(
         'DROP ROLE IF EXISTS clerk',
         f"CREATE ROLE clerk LOGIN PASSWORD '{PASSWORD}'",
@@ -67,18 +77,18 @@ def clerk(postgresql) -> str:
     postgresql.sql(TERMINATE, 'DROP OWNED BY clerk', 'DROP ROLE clerk')
 
 
-def test_a_database_user_without_create_can_use_existing_tables(open_db, db, clerk):
+def test_a_user_without_create_permission_can_use_existing_tables(open_db, db, restricted_url):
     with pytest.raises(StoreError, match='Allow the user in DATABASE_URL to create tables'):
-        open_db(clerk).find('alice')
+        open_db(restricted_url).find('alice')
     db.save('alice', OLD)
-    assert open_db(clerk).find('alice') == OLD
+    assert open_db(restricted_url).find('alice') == OLD
 
 
-def test_check_writable_fails_if_the_table_is_not_writable(open_db, db, clerk, postgresql):
+def test_check_writable_fails_if_the_table_is_not_writable(open_db, db, restricted_url, postgresql):
     db.save('alice', OLD)
     postgresql.sql('REVOKE UPDATE ON zendesk_tokens FROM clerk')
     with pytest.raises(StoreError, match='permission denied'):
-        open_db(clerk).check_writable()
+        open_db(restricted_url).check_writable()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_check_writable_fails_if_the_table_is_not_writable(open_db, db, clerk, p
         lambda url: url + '?connect_timeout=1&application_name=mine',
     ],
 )
-def test_other_forms_of_the_url_lead_to_the_same_tokens(open_db, db, postgresql, change):
+def test_other_forms_of_the_url_open_the_same_database(open_db, db, postgresql, change):
     db.save('alice', OLD)
     assert open_db(change(postgresql.url)).find('alice') == OLD
 
@@ -104,8 +114,8 @@ def test_a_key_can_be_consumed_again_after_its_lifetime(db, postgresql):
 # --- Connections --- #
 
 
-def uses(db) -> dict:
-    """Return each method of the store, called in a sensible order, with what it returns."""
+def method_calls(db) -> dict:
+    """Return a call of each store method with its expected result. Make the calls in this order."""
 
     def refresh() -> str:
         with db.refresh_lock('alice'):
@@ -122,24 +132,24 @@ def uses(db) -> dict:
     }
 
 
-def test_terminated_connections_are_no_error(db, postgresql):
-    for use, outcome in uses(db).values():
+def test_each_method_reconnects_after_its_connection_is_terminated(db, postgresql):
+    for use, outcome in method_calls(db).values():
         db.find('bob')
         postgresql.sql(TERMINATE)
         assert use() == outcome
 
 
-def test_a_connection_that_breaks_after_the_statement_is_no_error(db, postgresql, monkeypatch):
-    """The store cannot know whether the statement arrived: it sends it again, which must do no harm."""
+def test_each_method_retries_if_the_connection_breaks_after_the_statement(db, postgresql, monkeypatch):
+    """The store cannot know whether the statement arrived, so it repeats it. Each statement is idempotent."""
     db.find('bob')
-    once_more = []
+    first_outcome = []
     real_execute = type(db)._execute
 
     def execute(self, work, **kwargs):
         def work_and_break(connection):
             outcome = work(connection)
-            if connection.engine is not None and not once_more:
-                once_more.append(outcome)
+            if connection.engine is not None and not first_outcome:
+                first_outcome.append(outcome)
                 postgresql.sql(TERMINATE)
                 connection.exec_driver_sql('SELECT 1')
             return outcome
@@ -147,13 +157,13 @@ def test_a_connection_that_breaks_after_the_statement_is_no_error(db, postgresql
         return real_execute(self, work_and_break, **kwargs)
 
     monkeypatch.setattr(type(db), '_execute', execute)
-    for name, (use, outcome) in uses(db).items():
-        once_more.clear()
-        assert use() == (False if name == 'consume_once' else outcome)  # the user has to start again
-        assert once_more
+    for name, (use, outcome) in method_calls(db).items():
+        first_outcome.clear()
+        assert use() == (False if name == 'consume_once' else outcome)  # the user must start again
+        assert first_outcome
 
 
-def test_methods_raise_while_the_database_is_down_only(db, postgresql):
+def test_methods_raise_only_while_the_database_is_down(db, postgresql):
     db.save('alice', OLD)
     postgresql.stop()
     before = time.monotonic()
@@ -169,58 +179,58 @@ def test_methods_raise_while_the_database_is_down_only(db, postgresql):
 @pytest.mark.parametrize(
     'store', [lambda db: db.save('alice', NEW), lambda db: db.replace('alice', 'old-refresh', NEW)]
 )
-def test_new_tokens_wait_for_the_database(db, postgresql, store):
+def test_writes_of_new_tokens_wait_for_the_database(db, postgresql, store):
     db.save('alice', OLD)
     postgresql.stop()
     with ThreadPoolExecutor(1) as pool:
         storing = pool.submit(store, db)
-        time.sleep(1.5)  # longer than anything else waits
+        time.sleep(1.5)  # longer than other methods wait
         assert not storing.done()
         postgresql.start()
         storing.result(30)
     assert db.find('alice') == NEW
 
 
-def test_new_tokens_do_not_wait_forever(db, postgresql, monkeypatch):
+def test_a_write_of_new_tokens_raises_after_the_timeout(db, postgresql, monkeypatch):
     monkeypatch.setattr('zendesk_oauth.postgresql_store.WRITE_TIMEOUT', 0.3)
     postgresql.stop()
     with pytest.raises(StoreError):
         db.save('alice', OLD)
 
 
-def test_each_connection_has_its_limits(db):
-    """Without them, it takes hours to notice that the machine of the database has vanished."""
+def test_each_connection_has_timeouts(db):
+    """Without timeouts, the app would notice the loss of the database machine only after hours."""
 
-    def look(connection):
+    def read_settings(connection):
         parameters = connection.connection.driver_connection.info.get_parameters()
         return parameters, connection.exec_driver_sql('SHOW statement_timeout').scalar()
 
-    parameters, statement_timeout = db._execute(look)
+    parameters, statement_timeout = db._execute(read_settings)
     assert statement_timeout == '5s'
     expected = {'keepalives_idle': '3', 'keepalives_interval': '1', 'keepalives_count': '3', 'tcp_user_timeout': '5000'}
     assert expected.items() <= parameters.items()
 
 
 @pytest.mark.parametrize('host', ['a..b', 'x' * 64 + '.example', 'no-such-host.invalid'])
-def test_an_invalid_host_raises_with_a_remedy(open_db, host):
+def test_an_invalid_host_raises_with_advice(open_db, host):
     with pytest.raises(StoreError, match='Check that PostgreSQL runs'):
         open_db(f'postgresql://app:{PASSWORD}@{host}/app').find('alice')
 
 
-def test_a_statement_that_takes_too_long_raises(open_db, db, postgresql):
+def test_a_slow_statement_raises(open_db, db, postgresql):
     db.save('alice', OLD)
-    hasty = open_db(postgresql.url + '?options=-c%20statement_timeout%3D100')
+    short_timeout_db = open_db(postgresql.url + '?options=-c%20statement_timeout%3D100')
     with ThreadPoolExecutor(1) as pool:
         locking = pool.submit(postgresql.sql, 'BEGIN', 'LOCK zendesk_tokens', 'SELECT pg_sleep(4)', 'COMMIT')
         wait_until(lambda: postgresql.sql("SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock'"))
         with pytest.raises(StoreError, match='statement timeout'):
-            hasty.find('alice')
+            short_timeout_db.find('alice')
         locking.result()
 
 
 @contextlib.contextmanager
-def all_connections_taken(db, monkeypatch):
-    """Take all the connections of this process."""
+def all_connections_in_use(db, monkeypatch):
+    """Occupy all connections of this process."""
     from zendesk_oauth import postgresql_store
 
     engine = postgresql_store._engine(db._url, os.getpid(), postgresql_store.MAX_CONNECTIONS)
@@ -231,12 +241,12 @@ def all_connections_taken(db, monkeypatch):
         yield
 
 
-def test_a_method_raises_if_all_connections_stay_taken(db, monkeypatch):
-    with all_connections_taken(db, monkeypatch), pytest.raises(StoreError, match='QueuePool'):
+def test_a_method_raises_if_all_connections_stay_in_use(db, monkeypatch):
+    with all_connections_in_use(db, monkeypatch), pytest.raises(StoreError, match='QueuePool'):
         db.find('alice')
 
 
-def test_no_token_is_in_an_error(db, log):
+def test_errors_contain_no_token(db, log):
     with pytest.raises(StoreError) as raised:
         db.save('canary\x00', {'access_token': 'canary', 'refresh_token': 'canary\x00'})
     assert 'canary' not in str(raised.value) + str(raised.value.__cause__) + ''.join(log)
@@ -263,14 +273,14 @@ def test_each_forked_process_has_its_own_connections(db, postgresql):
 # --- The lock --- #
 
 
-def test_the_lease_ends_only_if_it_is_not_renewed(db, brief):
+def test_the_lease_ends_only_if_it_is_not_renewed(db, short_lease):
     from zendesk_oauth import postgresql_store
 
     with db.refresh_lock('alice'):
         time.sleep(2 * postgresql_store.LEASE)
         with pytest.raises(LockTimeout), db.refresh_lock('alice'):
             pass
-    assert db._try_lock('alice', 'a process that is killed')
+    assert db._try_lock('alice', 'a killed process')
     with pytest.raises(LockTimeout), db.refresh_lock('alice'):
         pass
     time.sleep(postgresql_store.LEASE)
@@ -278,7 +288,7 @@ def test_the_lease_ends_only_if_it_is_not_renewed(db, brief):
         pass
 
 
-def test_a_holder_keeps_the_lock_if_its_connections_are_terminated(db, brief, postgresql):
+def test_a_holder_keeps_the_lock_if_its_connections_are_terminated(db, short_lease, postgresql):
     from zendesk_oauth import postgresql_store
 
     with db.refresh_lock('alice'):
@@ -295,19 +305,19 @@ def test_a_holder_can_take_its_lock_again(db):
     assert db._try_lock('alice', 'another one') is None
 
 
-def test_a_holder_keeps_the_lock_while_all_connections_are_taken(db, brief, monkeypatch, postgresql):
+def test_a_holder_keeps_the_lock_while_all_connections_are_used(db, short_lease, monkeypatch, postgresql):
     from zendesk_oauth import postgresql_store
 
-    with db.refresh_lock('alice'), all_connections_taken(db, monkeypatch):
+    with db.refresh_lock('alice'), all_connections_in_use(db, monkeypatch):
         time.sleep(2 * postgresql_store.LEASE)
         assert postgresql.sql('SELECT held_until > now() FROM zendesk_refreshes') == [(True,)]
 
 
-def test_a_new_holder_waits_for_the_previous_one_to_store(db, brief):
+def test_a_new_holder_waits_for_the_previous_holder_to_store(db, short_lease):
     from zendesk_oauth import postgresql_store
 
     db.save('alice', OLD)
-    assert db._try_lock('alice', 'cut off')
+    assert db._try_lock('alice', 'previous holder')
     time.sleep(postgresql_store.LEASE)
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(lambda: (time.sleep(0.2), db.replace('alice', OLD['refresh_token'], NEW)))
@@ -316,7 +326,7 @@ def test_a_new_holder_waits_for_the_previous_one_to_store(db, brief):
         late.result()
 
 
-def test_a_holder_without_lease_does_not_take_the_lock_back(db, brief):
+def test_a_holder_does_not_retake_a_lost_lock(db, short_lease):
     from zendesk_oauth import postgresql_store
 
     with db.refresh_lock('alice'):
@@ -327,7 +337,7 @@ def test_a_holder_without_lease_does_not_take_the_lock_back(db, brief):
     assert not db._try_lock('alice', 'a third one')
 
 
-def test_a_released_lock_leaves_no_thread_and_no_row(db, brief, postgresql):
+def test_a_released_lock_leaves_no_thread_and_no_row(db, short_lease, postgresql):
     threads = threading.active_count()
     with db.refresh_lock('alice'):
         assert threading.active_count() == threads + 1
@@ -335,7 +345,7 @@ def test_a_released_lock_leaves_no_thread_and_no_row(db, brief, postgresql):
     wait_until(lambda: threading.active_count() == threads)
 
 
-def test_a_lock_that_cannot_be_released_is_no_error(db, brief, postgresql):
+def test_a_failed_release_of_the_lock_raises_nothing(db, short_lease, postgresql):
     with db.refresh_lock('alice'):
         postgresql.stop()
 
@@ -344,7 +354,7 @@ def test_a_lock_that_cannot_be_released_is_no_error(db, brief, postgresql):
 
 
 class Machines:
-    """Two gunicorns in two folders, on two ports, that share only a database."""
+    """Two gunicorn servers in separate folders that share only a database."""
 
     def __init__(self, first: Processes, second: Processes, variables: dict[str, str]) -> None:
         self.first, self.second = first, second
@@ -353,11 +363,11 @@ class Machines:
         for machine, port in zip((first, second), self.ports, strict=True):
             machine.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{port}', 'app:app', port=port, **variables)
 
-    def profiles(self, visitors: list[Visitor], times: int) -> list[requests.Response]:
-        """Request the profile of each visitor so many times at once, half of them at each machine."""
+    def request_profiles(self, browsers: list[HttpBrowser], times: int) -> list[requests.Response]:
+        """Request the profile of each browser `times` times simultaneously, half of them from each machine."""
         with ThreadPoolExecutor(len(self.homes)) as pool:
-            at_each = pool.map(lambda home: profiles(home, visitors, times // len(self.homes)), self.homes)
-            return [page for pages in at_each for page in pages]
+            responses = pool.map(lambda home: request_profiles(home, browsers, times // len(self.homes)), self.homes)
+            return [page for pages in responses for page in pages]
 
     @property
     def output(self) -> str:
@@ -375,28 +385,28 @@ def machines(processes, variables, postgresql, tmp_path):
 
 
 def test_two_machines_serve_the_same_user(processes, machines, postgresql):
-    visitor = Visitor(machines.homes[0])
-    visitor.grant()
+    browser = HttpBrowser(machines.homes[0])
+    browser.grant()
     for home in machines.homes * 4:
-        visitor.visit(f'{home}profile')
-        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+        browser.visit(f'{home}profile')
+        assert browser.greeting == f'👋 Hi, {AGENT}!'
     assert 'Storing the access and refresh tokens in zendesk_tokens' in machines.output
     assert not list(processes.folder.rglob('users.json*'))
     [(record,)] = postgresql.sql('SELECT record FROM zendesk_tokens')
-    visitor.page = visitor.http.post(f'{machines.homes[1]}disconnect', timeout=60)
-    assert 'deleted here and revoked at Zendesk' in visitor.text
+    browser.page = browser.http.post(f'{machines.homes[1]}disconnect', timeout=60)
+    assert 'deleted here and revoked at Zendesk' in browser.text
     assert postgresql.sql('SELECT * FROM zendesk_tokens') == []
     for secret in (record['access_token'], record['refresh_token'], PASSWORD):
         assert secret not in machines.output
 
 
-def test_one_of_ten_simultaneous_callbacks_at_two_machines_wins(processes, machines):
-    visitor = Visitor(machines.homes[0])
-    visitor.visit(f'{machines.homes[0]}zendesk/auth')
-    callback = visitor.submit('allow', allow_redirects=False).headers['Location']
+def test_one_of_ten_simultaneous_callbacks_to_two_machines_succeeds(processes, machines):
+    browser = HttpBrowser(machines.homes[0])
+    browser.visit(f'{machines.homes[0]}zendesk/auth')
+    callback = browser.submit('allow', allow_redirects=False).headers['Location']
     addresses = [callback.replace(f':{machines.ports[0]}', f':{port}') for port in machines.ports] * 5
     with ThreadPoolExecutor(10) as pool:
-        cookies = visitor.http.cookies.get_dict()
+        cookies = browser.http.cookies.get_dict()
         pages = list(
             pool.map(lambda it: requests.get(it, cookies=cookies, allow_redirects=False, timeout=60), addresses)
         )
@@ -404,46 +414,46 @@ def test_one_of_ten_simultaneous_callbacks_at_two_machines_wins(processes, machi
     assert len(processes.request_log('exchange')) == 1
 
 
-def test_sixty_requests_at_two_machines_make_one_refresh(processes, machines, figure):
-    visitor = Visitor(machines.homes[0])
-    visitor.grant()
+def test_sixty_requests_to_two_machines_make_one_refresh(processes, machines, figure):
+    browser = HttpBrowser(machines.homes[0])
+    browser.grant()
     counted = []
     for _ in range(5):
         before = processes.refreshes()
         processes.expire_access_tokens()
-        pages = machines.profiles([visitor], 60)
+        pages = machines.request_profiles([browser], 60)
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 simultaneous requests at two machines with an expired token, 5 times: refresh requests {counted}')
+    figure(f'60 simultaneous requests to two machines with an expired token, 5 times: refresh requests {counted}')
     assert counted == [1] * 5
 
 
-def test_refreshes_of_different_users_run_at_the_same_time(processes, machines):
-    visitors = [Visitor(machines.homes[0]) for _ in range(12)]
-    for visitor in visitors:
-        visitor.grant()
+def test_refreshes_of_different_users_run_simultaneously(processes, machines):
+    browsers = [HttpBrowser(machines.homes[0]) for _ in range(12)]
+    for browser in browsers:
+        browser.grant()
     processes.expire_access_tokens()
     processes.set_faults({'call': 'refresh', 'delay': 0.5, 'times': 12})
-    pages = machines.profiles(visitors, 2)
+    pages = machines.request_profiles(browsers, 2)
     assert [page.status_code for page in pages] == [200] * 24
     refreshes = processes.request_log('refresh')
     assert len(refreshes) == 12
-    assert side_by_side(refreshes)
+    assert overlap(refreshes)
 
 
-def test_a_lock_is_free_soon_after_its_machine_is_killed(processes, machines, figure):
+def test_another_machine_takes_the_lock_after_a_machine_is_killed(processes, machines, figure):
     from zendesk_oauth import postgresql_store
 
-    visitor, next_one = Visitor(machines.homes[0]), Visitor(machines.homes[0])
-    visitor.grant()
-    next_one.http.cookies = visitor.http.cookies.copy()
+    browser, next_tab = HttpBrowser(machines.homes[0]), HttpBrowser(machines.homes[0])
+    browser.grant()
+    next_tab.http.cookies = browser.http.cookies.copy()
     processes.expire_access_tokens()
     processes.set_faults({'call': 'refresh', 'status': 500, 'delay': 60})
 
     def visit() -> None:
         with contextlib.suppress(requests.ConnectionError):
-            visitor.visit(f'{machines.homes[0]}profile')
+            browser.visit(f'{machines.homes[0]}profile')
 
     visiting = threading.Thread(target=visit)
     visiting.start()
@@ -452,23 +462,23 @@ def test_a_lock_is_free_soon_after_its_machine_is_killed(processes, machines, fi
     before = time.monotonic()
     visiting.join()
 
-    next_one.visit(f'{machines.homes[1]}profile')
+    next_tab.visit(f'{machines.homes[1]}profile')
     seconds = time.monotonic() - before
     figure(
-        f'one machine killed during a refresh: the next request at the other one took {seconds:.2f} s; '
+        f'one machine killed during a refresh: the next request to the other one took {seconds:.2f} s; '
         f'the lease is {postgresql_store.LEASE} s'
     )
-    assert next_one.greeting == f'👋 Hi, {AGENT}!'
+    assert next_tab.greeting == f'👋 Hi, {AGENT}!'
     assert seconds < postgresql_store.REFRESH_TIMEOUT
 
 
 def test_terminated_connections_do_not_start_a_second_refresh(processes, machines, postgresql):
-    visitor = Visitor(machines.homes[0])
-    visitor.grant()
+    browser = HttpBrowser(machines.homes[0])
+    browser.grant()
     processes.expire_access_tokens()
     processes.set_faults({'call': 'refresh', 'delay': 3})
     with ThreadPoolExecutor(1) as pool:
-        pages = pool.submit(machines.profiles, [visitor], 6)
+        pages = pool.submit(machines.request_profiles, [browser], 6)
         processes.wait_until_faults_are_used()
         for _ in range(20):
             postgresql.sql(TERMINATE)
@@ -481,21 +491,21 @@ def test_terminated_connections_do_not_start_a_second_refresh(processes, machine
 def test_terminated_connections_under_load_lose_no_grant(processes, machines, postgresql, figure):
     from zendesk_oauth import postgresql_store
 
-    visitors = [Visitor(machines.homes[0]) for _ in range(10)]
-    for visitor in visitors:
-        visitor.grant()
-    over = threading.Event()
+    browsers = [HttpBrowser(machines.homes[0]) for _ in range(10)]
+    for browser in browsers:
+        browser.grant()
+    finished = threading.Event()
     seconds, statuses = [], []
 
     def keep_visiting(number: int) -> None:
-        cookies = visitors[number % 10].http.cookies.get_dict()
-        while not over.is_set():
+        cookies = browsers[number % 10].http.cookies.get_dict()
+        while not finished.is_set():
             before = time.monotonic()
             page = requests.get(f'{machines.homes[number % 2]}profile', cookies=cookies, timeout=120)
             seconds.append(time.monotonic() - before)
             statuses.append(page.status_code)
             if page.status_code != 200:
-                # The second title: a new access token met the next 401 of this test.
+                # The second title appears if the retry also gets a 401 of this test.
                 title = re.search('<h1>(.*)</h1>', page.text)[1]
                 assert title in ('The app cannot reach its stored data', 'Zendesk rejected the new access token')
                 assert 'class="button" href="/' in page.text
@@ -506,41 +516,41 @@ def test_terminated_connections_under_load_lose_no_grant(processes, machines, po
         try:
             until = time.monotonic() + 20
             while time.monotonic() < until:
-                processes.set_faults({'call': 'profile', 'status': 401, 'times': 5})  # as if they had expired
+                processes.set_faults({'call': 'profile', 'status': 401, 'times': 5})  # as if the token had expired
                 for _ in range(5):
                     time.sleep(0.1)
                     terminated += len(postgresql.sql(TERMINATE))
         finally:
-            over.set()
+            finished.set()
         for visit in visiting:
             visit.result()
 
     refused = sum((refresh['status'] or 500) >= 400 for refresh in processes.request_log('refresh'))
     lost = 0
-    for visitor in visitors:
-        visitor.visit(f'{machines.homes[1]}profile')
-        lost += AGENT not in visitor.text
+    for browser in browsers:
+        browser.visit(f'{machines.homes[1]}profile')
+        lost += AGENT not in browser.text
     figure(
-        f'{terminated} connections terminated under the load of {len(statuses)} visits at two machines: {lost} of 10 '
-        f'users lost, {refused} of {processes.refreshes()} refreshes refused, {statuses.count(503)} pages to try '
-        f'again, the longest wait {max(seconds):.2f} s (the lease is {postgresql_store.LEASE} s)'
+        f'{terminated} connections terminated during {len(statuses)} requests to two machines: {lost} of 10 users '
+        f'lost, {refused} of {processes.refreshes()} refreshes refused, {statuses.count(503)} pages with status 503, '
+        f'the longest wait {max(seconds):.2f} s (the lease is {postgresql_store.LEASE} s)'
     )
     assert (lost, refused) == (0, 0)
     assert max(seconds) < postgresql_store.REFRESH_TIMEOUT + postgresql_store.LEASE
 
 
-def test_error_pages_help_on_while_the_database_is_down(processes, machines, postgresql):
-    visitor, late = Visitor(machines.homes[0]), Visitor(machines.homes[0])
-    visitor.grant()
+def test_error_pages_offer_a_retry_while_the_database_is_down(processes, machines, postgresql):
+    browser, late = HttpBrowser(machines.homes[0]), HttpBrowser(machines.homes[0])
+    browser.grant()
     late.visit(f'{machines.homes[0]}zendesk/auth')
     postgresql.stop()
     for home in machines.homes:
-        visitor.visit(f'{home}profile')
-        assert visitor.status == 503
-        assert re.search('href="/profile">Try again', visitor.text)
-        visitor.visit(home)
-        assert visitor.status == 200
-    late.answer('allow')
+        browser.visit(f'{home}profile')
+        assert browser.status == 503
+        assert re.search('href="/profile">Try again', browser.text)
+        browser.visit(home)
+        assert browser.status == 200
+    late.decide('allow')
     assert late.status == 503
     assert processes.request_log('exchange')[1:] == []  # a code is not exchanged if its tokens cannot be stored
     assert 'Check that PostgreSQL runs' in machines.output
@@ -548,5 +558,5 @@ def test_error_pages_help_on_while_the_database_is_down(processes, machines, pos
     assert PASSWORD not in machines.output
     postgresql.start()
     for home in machines.homes:
-        visitor.visit(f'{home}profile')
-        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+        browser.visit(f'{home}profile')
+        assert browser.greeting == f'👋 Hi, {AGENT}!'

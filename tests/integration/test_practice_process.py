@@ -17,7 +17,7 @@ finally:
 """
 
 
-def test_ctrl_c_ends_the_process_quietly(processes):
+def test_ctrl_c_ends_the_process_without_output(processes):
     port = free_port()
     processes.start('-m', 'practice_zendesk', '--port', str(port), port=port)
     process = processes.running.pop(port)

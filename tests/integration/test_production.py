@@ -1,4 +1,4 @@
-"""What the README says of production, tried: other servers, a TLS proxy in front, a change of the secret key."""
+"""The production setups in the README: other servers, a TLS proxy, and a change of the secret key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import socket
 
 import pytest
-from servers import AGENT, Visitor, free_port, port_of, serving
+from servers import AGENT, HttpBrowser, free_port, port_of, serving
 
 OLD_KEY, NEW_KEY = 'canary-old-secret-key-canary-old', 'canary-new-secret-key-canary-new'
 
@@ -24,19 +24,19 @@ def start_gunicorn(processes, variables, **more: str) -> str:
 def test_waitress_serves_the_same_flow(processes, variables):
     port = port_of(variables)
     processes.start('-m', 'waitress', f'--listen=127.0.0.1:{port}', '--threads=16', 'app:app', port=port, **variables)
-    visitor = Visitor(f'http://localhost:{port}/')
-    visitor.grant()
+    browser = HttpBrowser(f'http://localhost:{port}/')
+    browser.grant()
     processes.expire_access_tokens()
-    visitor.click('Get my profile')
-    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    browser.click('Get my profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
     assert processes.refreshes() == 1
 
 
-def test_under_gunicorn_the_log_has_the_steps_and_with_debug_the_details(processes, variables):
+def test_gunicorn_logs_the_steps_and_with_debug_the_details(processes, variables):
     for level, details in ((None, False), ('DEBUG', True)):
         home = start_gunicorn(processes, variables, **({'LOGURU_LEVEL': level} if level else {}))
-        visitor = Visitor(home)
-        visitor.grant()
+        browser = HttpBrowser(home)
+        browser.grant()
         assert 'Exchanging the authorization code for an access and refresh token' in processes.output
         assert 'Storing the access and refresh tokens in users.json: access token #' in processes.output
         assert ('POST /oauth/tokens with code #' in processes.output) == details
@@ -45,9 +45,9 @@ def test_under_gunicorn_the_log_has_the_steps_and_with_debug_the_details(process
 # --- The secret key --- #
 
 
-def test_with_the_former_key_as_a_fallback_a_new_key_signs_nobody_out(processes, variables):
+def test_users_stay_signed_in_with_the_old_key_as_fallback(processes, variables):
     home = start_gunicorn(processes, variables, SECRET_KEY=OLD_KEY)
-    active, absent = Visitor(home), Visitor(home)
+    active, absent = HttpBrowser(home), HttpBrowser(home)
     active.grant()
     absent.grant()
 
@@ -57,7 +57,7 @@ def test_with_the_former_key_as_a_fallback_a_new_key_signs_nobody_out(processes,
     active.click('Get my profile')
     assert active.greeting == f'👋 Hi, {AGENT}!'
 
-    # The refresh has signed this session with the new key.
+    # The refresh signed the session of `active` with the new key.
     start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY)
     active.visit(f'{home}profile')
     assert active.greeting == f'👋 Hi, {AGENT}!'
@@ -65,22 +65,22 @@ def test_with_the_former_key_as_a_fallback_a_new_key_signs_nobody_out(processes,
     assert absent.address == f'{home}grant_access'
 
 
-def test_a_user_who_is_at_zendesk_while_the_key_changes_comes_back(processes, variables):
+def test_a_user_can_finish_a_grant_after_the_key_changes(processes, variables):
     home = start_gunicorn(processes, variables, SECRET_KEY=OLD_KEY)
-    visitor = Visitor(home)
-    visitor.visit(f'{home}zendesk/auth')
+    browser = HttpBrowser(home)
+    browser.visit(f'{home}zendesk/auth')
     start_gunicorn(processes, variables, SECRET_KEY=NEW_KEY)
-    visitor.answer('allow')
-    visitor.click('Get my profile')
-    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    browser.decide('allow')
+    browser.click('Get my profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
-# --- A TLS proxy in front --- #
+# --- TLS proxy --- #
 
 
 @pytest.fixture
 def proxy(tls):
-    """A proxy that speaks TLS, and tells the app behind it for whom it speaks; (its port, the app's port)."""
+    """Run a TLS proxy that sends X-Forwarded headers. Yield its port and the port of the app behind it."""
     behind = free_port()
 
     def talk(connection: socket.socket) -> None:
@@ -107,9 +107,7 @@ def proxy(tls):
 
 
 @pytest.mark.parametrize('hops', ['', '1'])
-def test_behind_a_tls_proxy_the_flow_is_the_same_with_cookies_for_https_only(
-    processes, variables, proxy, authority, tmp_path, hops
-):
+def test_the_flow_works_behind_a_tls_proxy_with_secure_cookies(processes, variables, proxy, authority, tmp_path, hops):
     port, behind = proxy
     home = f'https://localhost:{port}/'
     variables |= {'REDIRECT_URI': f'{home}zendesk/oauth/callback', 'PROXY_HOPS': hops}
@@ -119,11 +117,11 @@ def test_behind_a_tls_proxy_the_flow_is_the_same_with_cookies_for_https_only(
     processes.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{behind}', 'app:app', port=behind, **variables)
 
     authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
-    visitor = Visitor(home, tmp_path / 'authority.pem')
-    visitor.grant()
-    visitor.click('Get my profile')
-    assert visitor.greeting == f'👋 Hi, {AGENT}!'
-    assert visitor.page.headers['Strict-Transport-Security']
-    session, pending = sorted(visitor.http.cookies, key=lambda cookie: cookie.name, reverse=True)
+    browser = HttpBrowser(home, tmp_path / 'authority.pem')
+    browser.grant()
+    browser.click('Get my profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
+    assert browser.page.headers['Strict-Transport-Security']
+    session, pending = sorted(browser.http.cookies, key=lambda cookie: cookie.name, reverse=True)
     assert (session.name, session.secure) == ('__Host-zendesk_oauth_session', True)
     assert (pending.name.startswith('__Host-zendesk_oauth_request_'), pending.secure) == (True, True)

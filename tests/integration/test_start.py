@@ -1,4 +1,4 @@
-"""Starting: settings that are missing or malformed, ports that are taken, a Python that is too old."""
+"""Start of the app: missing or malformed settings, ports in use, and an old Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = {
 
 @pytest.fixture
 def start(processes):
-    """A function that starts a copy of the app with these variables, and a .env, and returns how it ended."""
+    """A function that runs a copy of the app with variables and a .env file, and returns the ended process."""
 
     def start(command=('app.py',), env_file: bytes | None = None, **variables):
         if env_file is not None:
@@ -34,7 +34,7 @@ def start(processes):
 # --- Settings --- #
 
 
-def test_the_app_ends_with_one_message_that_names_every_problem(start):
+def test_one_message_lists_every_problem_with_the_settings(start):
     ended = start(**(GOOD | {'ZENDESK_SUBDOMAIN': 'https://canary.zendesk.com', 'ZENDESK_CLIENT_ID': ''}))
     assert ended.returncode == 4
     assert 'ZENDESK_SUBDOMAIN' in ended.stderr
@@ -43,7 +43,7 @@ def test_the_app_ends_with_one_message_that_names_every_problem(start):
     assert 'canary' not in ended.stdout + ended.stderr
 
 
-def test_an_unchanged_copy_of_the_example_is_refused(start):
+def test_an_unchanged_copy_of_env_example_is_refused(start):
     ended = start(env_file=(PROJECT / '.env.example').read_bytes())
     assert ended.returncode == 4
     for name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN'):
@@ -52,13 +52,13 @@ def test_an_unchanged_copy_of_the_example_is_refused(start):
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
-def test_an_env_file_is_read_with_and_without_a_byte_order_mark(start, encoding):
+def test_an_env_file_can_start_with_a_byte_order_mark(start, encoding):
     lines = '\n'.join(f'{name}={value}' for name, value in GOOD.items())
     program = 'import settings; print(settings.load_settings().client_id)'
     assert start(['-c', program], env_file=lines.encode(encoding)).stdout == 'my_client\n'
 
 
-def test_an_env_file_in_another_encoding_is_explained(start):
+def test_an_env_file_in_another_encoding_is_reported(start):
     ended = start(env_file='ZENDESK_CLIENT_ID=ä'.encode('utf-16'))
     assert ended.returncode == 4
     assert 'UTF-8' in ended.stderr
@@ -68,14 +68,14 @@ def test_an_env_file_in_another_encoding_is_explained(start):
 @pytest.mark.parametrize(
     'command', [('-m', 'flask', '--app', 'app', 'run', '--port', '0'), ('-m', 'waitress', '--port=0', 'app:app')]
 )
-def test_another_server_refuses_to_start_without_settings(start, command):
+def test_other_servers_refuse_to_start_without_settings(start, command):
     ended = start(command)
     assert ended.returncode == 4
     assert 'ZENDESK_CLIENT_ID is missing' in ended.stderr
     assert 'Traceback' not in ended.stderr
 
 
-def test_a_key_file_that_cannot_be_used_is_explained(start, tmp_path):
+def test_an_unusable_key_file_is_reported(start, tmp_path):
     (tmp_path / '.secret_key').mkdir()
     ended = start(**(GOOD | {'SECRET_KEY': ''}))
     assert ended.returncode == 4
@@ -83,7 +83,7 @@ def test_a_key_file_that_cannot_be_used_is_explained(start, tmp_path):
     assert 'Traceback' not in ended.stderr
 
 
-def test_several_processes_agree_on_the_generated_key(tmp_path):
+def test_simultaneous_processes_generate_one_secret_key(tmp_path):
     program = f'import settings; print(settings.read_settings({GOOD | {"SECRET_KEY": ""}}).secret_key)'
     processes = [
         subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
@@ -92,7 +92,7 @@ def test_several_processes_agree_on_the_generated_key(tmp_path):
     assert len({process.communicate(timeout=60)[0] for process in processes}) == 1
 
 
-def test_practice_mode_uses_the_client_that_the_practice_zendesk_knows(start):
+def test_practice_mode_uses_the_client_of_the_practice_zendesk(start):
     program = (
         'from practice_zendesk import server as z; import settings; '
         's = settings.read_settings({"SECRET_KEY": "x" * 32}, practice_allowed=True); '
@@ -102,13 +102,13 @@ def test_practice_mode_uses_the_client_that_the_practice_zendesk_knows(start):
     assert start(['-c', program]).stdout == 'True True\n'
 
 
-def test_database_packages_are_not_imported_without_a_database(tmp_path):
+def test_database_packages_are_not_imported_without_a_database_url(tmp_path):
     program = 'import sys, app; raise SystemExit("sqlalchemy" in sys.modules or "psycopg" in sys.modules)'
     subprocess.run([sys.executable, '-c', program], cwd=tmp_path, env=environment(**GOOD), check=True)
 
 
 def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
-    program = tmp_path / 'program.py'  # a file: loguru shows values only where it finds the source
+    program = tmp_path / 'program.py'  # a file, because loguru shows values only if it finds the source
     program.write_text("""if True:
         import app
         token = 'canary' + '-token'
@@ -127,7 +127,7 @@ def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
 # --- Ports --- #
 
 
-def test_a_port_that_is_taken_is_named_without_a_traceback(start):
+def test_a_port_in_use_is_reported_without_a_traceback(start):
     with listening() as taken:
         port = taken.getsockname()[1]
         ended = start(**(GOOD | {'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback'}))
@@ -136,7 +136,7 @@ def test_a_port_that_is_taken_is_named_without_a_traceback(start):
     assert 'Traceback' not in ended.stderr
 
 
-def test_practice_mode_names_the_port_that_its_zendesk_lacks(start):
+def test_practice_mode_reports_that_port_3001_is_in_use(start):
     for port in (3000, 3001):
         if listens(port):
             pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
@@ -150,8 +150,8 @@ def test_practice_mode_names_the_port_that_its_zendesk_lacks(start):
 # --- Python --- #
 
 
-def test_an_older_python_ends_with_one_clear_line():
-    """This Python, with an older version number."""
+def test_an_old_python_is_refused_with_one_line():
+    """Run this Python with an older version number."""
     program = 'import sys; sys.version_info = (3, 10, 13); import settings'
     ended = subprocess.run(
         [sys.executable, '-c', program], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=False

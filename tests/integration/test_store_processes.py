@@ -1,4 +1,4 @@
-"""What both stores guarantee, over threads and processes, and when processes are killed."""
+"""Guarantees of both stores across threads and processes, and after a process is killed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from zendesk_oauth.stores import GRACE, purge_at
 
 WEEK = 7 * 24 * 3600
 
-posix = pytest.mark.skipif(os.name != 'posix', reason='signals and limits of processes are a matter of POSIX systems')
+posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and resource limits')
 
 
 def records(db: Store) -> dict:
-    """Return all that the store holds."""
+    """Return all records in the store."""
     if isinstance(db, JsonFileStore):
         return json.loads(Path('users.json').read_text()) if Path('users.json').exists() else {}
     from zendesk_oauth.postgresql_store import TOKENS
@@ -33,8 +33,8 @@ def records(db: Store) -> dict:
     }
 
 
-def store(db: Store, **records) -> None:
-    """Make the store hold these records, and no others, as an editor would."""
+def set_records(db: Store, **records) -> None:
+    """Replace all records in the store, as with an editor."""
     if isinstance(db, JsonFileStore):
         Path('users.json').write_text(json.dumps(records))
         return
@@ -48,7 +48,7 @@ def store(db: Store, **records) -> None:
 
 @pytest.fixture
 def run(db):
-    """A function that runs a program with the store as `db` in several processes; it returns their exit codes."""
+    """A function that runs a program in several processes, with the store as `db`, and returns the exit codes."""
     if isinstance(db, JsonFileStore):
         head = 'from zendesk_oauth import JsonFileStore\ndb = JsonFileStore("users.json")\n'
     else:
@@ -76,21 +76,21 @@ def test_a_saved_record_is_found(db):
     assert records(db) == {'Zoë 山田': NEW}
 
 
-def test_an_edit_counts_for_the_next_request(db):
+def test_the_next_request_reads_an_edited_record(db):
     db.save('alice', OLD)
-    store(db, alice=NEW)
+    set_records(db, alice=NEW)
     assert db.find('alice') == NEW
 
 
-def test_a_removed_record_is_returned_and_the_others_stay(db):
-    store(db, alice=OLD, bob=OTHER)
+def test_remove_returns_the_record_and_keeps_the_others(db):
+    set_records(db, alice=OLD, bob=OTHER)
     assert db.remove('alice') == OLD
     assert db.remove('alice') is None
     assert records(db) == {'bob': OTHER}
 
 
 def test_replace_swaps_the_record_with_the_same_refresh_token(db):
-    store(db, alice=OLD, bob=OLD)
+    set_records(db, alice=OLD, bob=OLD)
     assert db.replace('alice', 'old-refresh', NEW) == NEW
     assert records(db) == {'alice': NEW, 'bob': OLD}
     assert db.replace('alice', 'new-refresh', None) is None
@@ -98,15 +98,15 @@ def test_replace_swaps_the_record_with_the_same_refresh_token(db):
 
 
 @pytest.mark.parametrize('record', [OTHER, None])
-def test_replace_leaves_another_record_alone(db, record):
-    store(db, alice=NEW)
+def test_replace_keeps_a_record_with_another_refresh_token(db, record):
+    set_records(db, alice=NEW)
     assert db.replace('alice', 'old-refresh', record) == NEW
     assert db.replace('bob', 'old-refresh', record) is None
     assert records(db) == {'alice': NEW}
 
 
 def test_one_of_twenty_simultaneous_replacements_wins(db):
-    store(db, alice=OLD)
+    set_records(db, alice=OLD)
     new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
     with ThreadPoolExecutor(20) as pool:
         kept = list(pool.map(lambda record: db.replace('alice', 'old-refresh', record), new))
@@ -117,14 +117,14 @@ def test_one_of_twenty_simultaneous_replacements_wins(db):
 @pytest.mark.parametrize(
     'record', [None, 5, 'text', [], {}, {'access_token': 'a'}, {'access_token': 'a', 'refresh_token': 5}]
 )
-def test_a_bad_record_costs_one_user_at_most(db, log, record):
-    store(db, alice=record, bob=OTHER)
+def test_an_invalid_record_affects_no_other_user(db, log, record):
+    set_records(db, alice=record, bob=OTHER)
     assert db.find('alice') is None
     assert sum('lacks a token' in line for line in log) == (record is not None)
     assert db.replace('alice', 'old-refresh', NEW) is None
     assert db.remove('alice') is None
     assert records(db) == {'bob': OTHER}
-    store(db, alice=record, bob=OTHER)
+    set_records(db, alice=record, bob=OTHER)
     db.save('alice', NEW)
     assert records(db) == {'alice': NEW, 'bob': OTHER}
 
@@ -132,12 +132,12 @@ def test_a_bad_record_costs_one_user_at_most(db, log, record):
 def test_check_writable_changes_no_record(db):
     db.check_writable()
     assert records(db) == {}
-    store(db, alice=OLD)
+    set_records(db, alice=OLD)
     db.check_writable()
     assert records(db) == {'alice': OLD}
 
 
-def test_a_store_that_is_not_writable_raises_and_loses_nothing(db, request):
+def test_a_read_only_store_raises_and_keeps_its_records(db, request):
     db.save('alice', OLD)
     request.getfixturevalue('read_only')
     for use in (
@@ -164,7 +164,7 @@ def test_writers_in_several_processes_lose_no_record(db, run):
 # --- Records whose refresh token has expired --- #
 
 
-def test_a_grant_deletes_the_records_that_expired_a_day_ago(db, clock, log):
+def test_a_grant_deletes_records_that_expired_a_day_ago(db, clock, log):
     clock.now = now = 1_800_000_000
     db.save('alice', {**OLD, 'refresh_token_expires_at': now + WEEK})
     db.save('bob', {**OLD, 'refresh_token_expires_at': now + 2 * WEEK})
@@ -180,7 +180,7 @@ def test_a_grant_deletes_the_records_that_expired_a_day_ago(db, clock, log):
     assert 'the records of 1 users' in log[0]
 
 
-def test_a_refresh_moves_the_expiry_of_its_record(db, clock):
+def test_a_refresh_extends_the_expiry_of_its_record(db, clock):
     clock.now = 1_800_000_000
     db.save('alice', {**OLD, 'refresh_token_expires_at': 1_800_000_000})
     db.replace('alice', 'old-refresh', {**NEW, 'refresh_token_expires_at': 1_900_000_000})
@@ -189,18 +189,18 @@ def test_a_refresh_moves_the_expiry_of_its_record(db, clock):
     assert set(records(db)) == {'alice', 'bob'}
 
 
-def test_a_refresh_deletes_no_expired_record_not_even_its_own(db):
-    """A clock that is wrong must not cost tokens that Zendesk has just issued."""
+def test_a_refresh_deletes_no_expired_record(db):
+    """A wrong clock must not delete tokens that Zendesk has just issued."""
     expired = {**OLD, 'refresh_token_expires_at': 5}
-    store(db, alice=expired, bob=expired)
+    set_records(db, alice=expired, bob=expired)
     db.check_writable()
     assert db.replace('alice', 'old-refresh', NEW) == NEW
     assert records(db) == {'alice': NEW, 'bob': expired}
 
 
 @pytest.mark.parametrize('expires_at', ['5', None, [], {}, True, 5.0])
-def test_a_record_with_a_malformed_expiry_stays(db, expires_at):
-    store(db, alice={**OLD, 'refresh_token_expires_at': expires_at}, bob=5)
+def test_a_record_with_a_malformed_expiry_is_kept(db, expires_at):
+    set_records(db, alice={**OLD, 'refresh_token_expires_at': expires_at}, bob=5)
     db.save('carol', {**OLD, 'refresh_token_expires_at': expires_at})
     db.save('dave', OLD)
     assert set(records(db)) == {'alice', 'bob', 'carol', 'dave'}
@@ -209,9 +209,9 @@ def test_a_record_with_a_malformed_expiry_stays(db, expires_at):
 # --- The refresh lock --- #
 
 
-@pytest.mark.usefixtures('impatient')
+@pytest.mark.usefixtures('short_lock_timeout')
 def test_the_refresh_lock_admits_one_holder_per_user(db):
-    store(db, alice=OLD)
+    set_records(db, alice=OLD)
     with db.refresh_lock('alice') as stored:
         assert stored == OLD
         with pytest.raises(LockTimeout, match=r'[Tt]ry again'), db.refresh_lock('alice'):
@@ -222,9 +222,9 @@ def test_the_refresh_lock_admits_one_holder_per_user(db):
         pass
 
 
-@pytest.mark.usefixtures('impatient')
+@pytest.mark.usefixtures('short_lock_timeout')
 def test_a_failed_refresh_releases_the_lock(db):
-    with pytest.raises(ZeroDivisionError) as kept, db.refresh_lock('alice'):  # the exception holds its frames
+    with pytest.raises(ZeroDivisionError) as kept, db.refresh_lock('alice'):  # the exception refers to its frames
         1 / 0  # noqa: B018
     with db.refresh_lock('alice'):
         pass
@@ -232,13 +232,13 @@ def test_a_failed_refresh_releases_the_lock(db):
 
 
 @pytest.mark.parametrize('user_id', ['a/b', '../x', 'x' * 300, 'Zoë 山田', "'; DROP TABLE zendesk_tokens; --"])
-def test_any_user_id_has_a_lock_and_a_record(db, user_id):
+def test_any_user_id_can_have_a_lock_and_a_record(db, user_id):
     with db.refresh_lock(user_id):
         db.save(user_id, OLD)
     assert db.find(user_id) == OLD
 
 
-def test_one_thread_of_all_processes_holds_the_lock_during_sweeps(db, run):
+def test_one_thread_in_all_processes_holds_the_lock_during_sweeps(db, run):
     program = f"""if True:
         import os, threading, time
         def refresh():
@@ -259,17 +259,17 @@ def test_one_thread_of_all_processes_holds_the_lock_during_sweeps(db, run):
 
 
 @posix
-def test_a_killed_process_frees_its_lock_before_the_timeout(db, run):
+def test_a_killed_process_releases_its_lock_before_the_timeout(db, run):
     program = 'import os, signal\nwith db.refresh_lock("alice"): os.kill(os.getpid(), signal.SIGKILL)'
     assert run(program) == [-9]
     with db.refresh_lock('alice'):
         pass
 
 
-# --- Keys that are used once --- #
+# --- Keys that can be consumed once --- #
 
 
-def test_a_key_is_consumed_once_over_processes(db, run):
+def test_several_processes_consume_a_key_only_once(db, run):
     program = 'raise SystemExit(sum(db.consume_once(str(key), 4_000_000_000) for key in range(20)))'
     assert sum(run(program, processes=4)) == 20
 
@@ -281,7 +281,7 @@ users_json = pytest.mark.parametrize('db', ['users.json'], indirect=True)
 
 @users_json
 @posix
-def test_check_writable_fails_if_the_file_would_not_fit(db, run):
+def test_check_writable_fails_if_the_file_would_be_too_large(db, run):
     program = """if True:
         import resource, sys
         from zendesk_oauth.errors import StoreError
@@ -291,7 +291,7 @@ def test_check_writable_fails_if_the_file_would_not_fit(db, run):
         except StoreError as error:
             raise SystemExit("users.json can't be written: File too large" in str(error) and 7)
     """
-    store(db, alice={**OLD, 'more': 'x' * 10_000})
+    set_records(db, alice={**OLD, 'more': 'x' * 10_000})
     assert run(program, '9000') == [7]
     assert run(program, '20000') == [0]
     assert db.find('alice')
@@ -300,7 +300,7 @@ def test_check_writable_fails_if_the_file_would_not_fit(db, run):
 @users_json
 @posix
 @pytest.mark.parametrize('step', ['os.fdopen', 'os.fsync', 'Path.replace'])
-def test_the_next_write_deletes_what_a_killed_writer_left(db, run, step):
+def test_the_next_write_deletes_the_file_of_a_killed_writer(db, run, step):
     program = f"""if True:
         import os, signal
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""Zendesk failing, over real HTTP: what a visitor sees then, and whether the grant is kept."""
+"""Zendesk failures over real HTTP: the page that the user sees, and whether the grant is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from faulty_proxy import FaultyProxy
-from servers import AGENT, Processes, Visitor, free_port, listening, port_of
+from servers import AGENT, HttpBrowser, Processes, free_port, listening, port_of
 
 HTML = '<html><body>Something went wrong'
 COLUMNS = ('exchange', 'refresh', 'profile')
@@ -20,9 +20,9 @@ def error(name: str) -> str:
     return json.dumps({'error': name, 'error_description': 'canary {0} \n \x1b[31m'})
 
 
-# Each fault, and its outcome for the exchange, the refresh and the request for the profile: the status of the page, or
-# "asks again" for a redirect to the grant page. "kept": the grant that existed before still works. The practice Zendesk
-# produces the fault. The proxy adds the `damage` to its response.
+# Each fault, its name, and its outcome for the exchange, the refresh and the profile request. The outcome is the status
+# of the page, or "asks again" for a redirect to the grant page. "kept": the previous grant still works. The practice
+# Zendesk produces the fault, and the proxy adds the `damage` to the response.
 FAULTS = [
     ({'status': 500, 'body': HTML}, '500 with HTML', '502 kept', '502 kept', '502 kept'),
     ({'status': 502, 'body': HTML}, '502 with HTML', '502 kept', '502 kept', '502 kept'),
@@ -35,37 +35,37 @@ FAULTS = [
         '503 kept',
         '503 kept',
     ),
-    ({'status': 500, 'lost': True}, 'closed without an answer', '502 kept', '502 kept', '502 kept'),
-    ({'status': 200, 'body': '{' * 50, 'damage': {'cut': -20}}, 'closed half-way', '502 kept', '502 kept', '502 kept'),
+    ({'status': 500, 'lost': True}, 'closed without a response', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '{' * 50, 'damage': {'cut': -20}}, 'closed halfway', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': HTML}, '200 with HTML', '502 kept', '502 kept', '502 kept'),
-    ({'status': 200, 'body': ''}, '200 with nothing', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': ''}, '200 with an empty body', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': 'null'}, '200 with null', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': '[]'}, '200 with []', '502 kept', '502 kept', '502 kept'),
-    ({'status': 200, 'body': '{"access_token": "x'}, '200 with half of a JSON', '502 kept', '502 kept', '502 kept'),
+    ({'status': 200, 'body': '{"access_token": "x'}, '200 with truncated JSON', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': ' ' * (1024 * 1024 + 1)}, '200 with more than 1 MiB', '502 kept', '502 kept', '502 kept'),
-    ({'status': 404, 'body': HTML}, '404, no help desk', '502 kept', '502 kept', '502 kept'),
+    ({'status': 404, 'body': HTML}, '404, no such help desk', '502 kept', '502 kept', '502 kept'),
     ({'status': 403, 'body': error('Forbidden')}, '403', '502 kept', '502 kept', '403 kept'),
     ({'status': 400, 'body': error('invalid_scope')}, '400 invalid_scope', '502 kept', '502 kept', '502 kept'),
-    # A 401 for the profile is an expired token, whatever its body says: it is refreshed, and the visitor sees nothing.
+    # After any 401 for the profile, the app refreshes the tokens and shows the profile.
     ({'status': 401, 'body': error('invalid_client')}, '401 invalid_client', '502 kept', '502 kept', '200 kept'),
-    # The one answer that ends a grant.
+    # Only this response ends a grant.
     ({'status': 400, 'body': error('invalid_grant')}, '400 invalid_grant', '400 kept', 'asks again', '502 kept'),
-    # Zendesk has done its part: after a refresh the old tokens are gone, and nobody knows the new ones.
-    ({'lost': True}, 'done, the answer lost', '502 kept', '502, then asks again', '502 kept'),
+    # Zendesk has processed the request: after a refresh, the old tokens are invalid and the new ones are lost.
+    ({'lost': True}, 'processed, response lost', '502 kept', '502, then asks again', '502 kept'),
 ]
 SLOW_FAULTS = [
-    ({'status': 500, 'delay': 60}, 'never answers', '504 kept', '504 kept', '504 kept'),
+    ({'status': 500, 'delay': 60}, 'never responds', '504 kept', '504 kept', '504 kept'),
     ({'status': 200, 'damage': {'cut': 30, 'hold': 60}}, 'stops in the headers', '504 kept', '504 kept', '504 kept'),
     (
         {'status': 200, 'body': '{' * 50, 'damage': {'cut': -20, 'hold': 60}},
-        'stops half-way in the body',
+        'stops halfway in the body',
         '504 kept',
         '504 kept',
         '504 kept',
     ),
     (
         {'status': 200, 'body': '{' * 5000, 'damage': {'trickle': 0.05}},
-        'a byte now and then',
+        'sends byte by byte',
         '504 kept',
         '504 kept',
         '504 kept',
@@ -75,21 +75,21 @@ SLOW_FAULTS = [
 
 @dataclass
 class Trial:
-    """One visitor, with a grant, who runs into one fault."""
+    """A browser with a grant, and a request during which Zendesk fails."""
 
     processes: Processes
     proxy: FaultyProxy
     home: str
     column: str
     fault: dict
-    visitor: Visitor = field(init=False)
+    browser: HttpBrowser = field(init=False)
     seconds: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.visitor = Visitor(self.home)
-        self.visitor.grant()
+        self.browser = HttpBrowser(self.home)
+        self.browser.grant()
         if self.column == 'exchange':
-            self.visitor.visit(f'{self.home}zendesk/auth')
+            self.browser.visit(f'{self.home}zendesk/auth')
         if self.column == 'refresh':
             self.processes.expire_access_tokens()
         fault = dict(self.fault)
@@ -105,26 +105,26 @@ class Trial:
     def visit(self) -> None:
         before = time.monotonic()
         if self.column == 'exchange':
-            self.visitor.answer('allow')
+            self.browser.decide('allow')
         else:
-            self.visitor.visit(f'{self.home}profile')
+            self.browser.visit(f'{self.home}profile')
         self.seconds = time.monotonic() - before
 
     def outcome(self) -> str:
         self.thread.join()
-        visitor = self.visitor
-        if visitor.address.endswith('/grant_access'):
+        browser = self.browser
+        if browser.address.endswith('/grant_access'):
             return 'asks again'
-        outcome = str(visitor.status)
-        if visitor.status != 200:
-            assert 'href="/' in visitor.text  # a way on
-            assert 'canary' not in visitor.text
-        if visitor.status == 503:
-            assert 1 <= int(visitor.page.headers['Retry-After']) <= 300
-        visitor.visit(f'{self.home}profile')
-        if visitor.address.endswith('/grant_access'):
+        outcome = str(browser.status)
+        if browser.status != 200:
+            assert 'href="/' in browser.text  # a link to continue
+            assert 'canary' not in browser.text
+        if browser.status == 503:
+            assert 1 <= int(browser.page.headers['Retry-After']) <= 300
+        browser.visit(f'{self.home}profile')
+        if browser.address.endswith('/grant_access'):
             return outcome + ', then asks again'
-        assert visitor.greeting == f'👋 Hi, {AGENT}!'
+        assert browser.greeting == f'👋 Hi, {AGENT}!'
         return outcome + ' kept'
 
 
@@ -133,7 +133,7 @@ def check(processes, proxy, home, faults, figure) -> list[Trial]:
         (name, column): Trial(processes, proxy, home, column, fault) for fault, name, *_ in faults for column in COLUMNS
     }
     outcomes = {key: trial.outcome() for key, trial in trials.items()}
-    figure('The status of the page after a fault; kept: the grant that was there before still works')
+    figure('Status of the page after each fault. "kept": the previous grant still works')
     figure('{:28}{:24}{:24}{}'.format('Zendesk', *COLUMNS))
     for _, name, *_ in faults:
         figure('{:28}{:24}{:24}{}'.format(name, *(outcomes[name, column] for column in COLUMNS)))
@@ -144,36 +144,36 @@ def check(processes, proxy, home, faults, figure) -> list[Trial]:
     return list(trials.values())
 
 
-def test_a_failing_zendesk_is_a_page_and_only_invalid_grant_ends_a_grant(processes, faulty_proxy, home, figure):
+def test_each_fault_has_the_expected_effect_on_page_and_grant(processes, faulty_proxy, home, figure):
     check(processes, faulty_proxy, home, FAULTS, figure)
 
 
 @pytest.mark.slow
-def test_a_zendesk_that_takes_its_time_is_given_up_and_the_grant_is_kept(processes, faulty_proxy, home, figure):
+def test_a_timeout_shows_an_error_page_and_keeps_the_grant(processes, faulty_proxy, home, figure):
     trials = check(processes, faulty_proxy, home, SLOW_FAULTS, figure)
-    figure(f'the longest wait for a page of these: {max(trial.seconds for trial in trials):.2f} s')
+    figure(f'the longest wait for one of these pages: {max(trial.seconds for trial in trials):.2f} s')
 
 
 @pytest.mark.parametrize(
-    ('step', 'title'),
+    ('fault', 'title'),
     [
         ({'status': 200, 'body': '{"user": {"id": null, "name": "Anonymous user"}}'}, 'does not recognise you'),
         ({'status': 401, 'times': 2}, 'rejected the new access token'),
     ],
 )
-def test_what_only_a_profile_can_meet_is_a_page_and_the_grant_is_kept(processes, home, step, title):
-    visitor = Visitor(home)
-    visitor.grant()
-    processes.set_faults({'call': 'profile', **step})
-    visitor.visit(f'{home}profile')
-    assert visitor.status == 502
-    assert title in visitor.text
-    assert processes.refreshes() == step.get('times', 1) - 1
-    visitor.visit(f'{home}profile')
-    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+def test_a_profile_fault_shows_an_error_page_and_keeps_the_grant(processes, home, fault, title):
+    browser = HttpBrowser(home)
+    browser.grant()
+    processes.set_faults({'call': 'profile', **fault})
+    browser.visit(f'{home}profile')
+    assert browser.status == 502
+    assert title in browser.text
+    assert processes.refreshes() == fault.get('times', 1) - 1
+    browser.visit(f'{home}profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
-def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, faulty_proxy, home):
+def test_the_app_does_not_follow_a_redirect_from_zendesk(processes, faulty_proxy, home):
     with listening() as trap:
         address = f'http://127.0.0.1:{trap.getsockname()[1]}/'
         for status in (301, 302, 303, 307, 308):
@@ -188,7 +188,7 @@ def test_a_redirect_is_not_followed_and_nothing_is_sent_there(processes, faulty_
 
 @pytest.fixture
 def untrusted(tls):
-    """The address of a server whose certificate nobody trusts."""
+    """The address of a server with an untrusted certificate."""
     listener = listening()
 
     def serve():
@@ -205,28 +205,28 @@ def untrusted(tls):
     listener.close()
 
 
-@pytest.mark.parametrize('case', ['nobody listening', 'no such host', 'a certificate that nobody trusts'])
-def test_a_zendesk_that_can_not_be_reached_is_a_page_and_the_grant_is_kept(processes, variables, home, case, request):
-    visitor, late = Visitor(home), Visitor(home)
-    visitor.grant()
+@pytest.mark.parametrize('case', ['closed port', 'no such host', 'untrusted certificate'])
+def test_an_unreachable_zendesk_shows_an_error_page_and_keeps_the_grant(processes, variables, home, case, request):
+    browser, late = HttpBrowser(home), HttpBrowser(home)
+    browser.grant()
     late.visit(f'{home}zendesk/auth')
     callback = late.submit('allow', allow_redirects=False).headers['Location']
     addresses = {
-        'nobody listening': f'http://127.0.0.1:{free_port()}',
+        'closed port': f'http://127.0.0.1:{free_port()}',
         'no such host': 'https://no-such-host.invalid',
     }
     address = addresses.get(case) or request.getfixturevalue('untrusted')
 
     processes.stop(port_of(variables))
     processes.start('app.py', port=port_of(variables), **{**variables, 'ZENDESK_BASE_URL': address})
-    visitor.visit(f'{home}profile')
+    browser.visit(f'{home}profile')
     late.visit(callback)
-    assert (visitor.status, late.status) == (502, 502)
-    assert 'Try again' in visitor.text
+    assert (browser.status, late.status) == (502, 502)
+    assert 'Try again' in browser.text
     assert ('REQUESTS_CA_BUNDLE' if 'certificate' in case else 'check the network') in processes.output
     assert 'Traceback' not in processes.output
 
     processes.stop(port_of(variables))
     processes.start('app.py', port=port_of(variables), **variables)
-    visitor.click('Try again')
-    assert visitor.greeting == f'👋 Hi, {AGENT}!'
+    browser.click('Try again')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
