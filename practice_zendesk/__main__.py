@@ -6,14 +6,18 @@ import sys
 
 
 def main() -> None:
-    """Serve the practice Zendesk until the process ends."""
+    """Serve the practice Zendesk until the process ends, with short log lines."""
     version = sys.version_info[:2]
     if version < (3, 11):
         sys.exit('Python 3.11 or newer is needed, and this is Python {}.{}'.format(*version))
 
     # Imported late: an older Python fails with a traceback in these modules.
+    from loguru import logger
+
     from practice_zendesk import server
 
+    logger.remove()
+    logger.add(sys.stderr, format='{time:HH:mm:ss} {message}')
     parser = argparse.ArgumentParser(prog='python -m practice_zendesk', description='A fake Zendesk on localhost.')
     parser.add_argument(
         '--port', type=int, choices=range(1, 65536), metavar='PORT', default=server.PORT, help='default: %(default)s'

@@ -21,27 +21,27 @@ MAX_NAME = 200  # characters
 
 # The faults to choose from: a label, and the keys of the fault (see faults.KEYS).
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
-    '500': ('500, an internal server error', {'status': 500, 'body': '<h1>Internal Server Error</h1>'}),
+    '500': ('500 (internal server error)', {'status': 500, 'body': '<h1>Internal Server Error</h1>'}),
     '429': (
-        '429, too many requests',
+        '429 (too many requests)',
         {'status': 429, 'body': 'Number of allowed API requests per minute exceeded', 'headers': {'Retry-After': '5'}},
     ),
     # The app gives up before the delay ends.
-    'silence': ('no response at all', {'status': 500, 'delay': 30, 'lost': True}),
-    'lost': ('its response lost, after Zendesk has processed the request', {'lost': True}),
+    'silence': ('no response', {'status': 500, 'delay': 30, 'lost': True}),
+    'lost': ('no response, although Zendesk processes the request', {'lost': True}),
 }
 CALLS = {
-    'any': 'call, of any kind',
-    'profile': 'request for the profile',
+    'any': 'request',
+    'profile': 'profile request',
     'refresh': 'refresh',
-    'exchange': 'exchange of a code',
+    'exchange': 'code exchange',
     'revoke': 'revocation',
 }
 
 
 def add_control_page(app: Flask) -> None:
     """Serve the control page."""
-    # Sessions only carry a message to the next page, so the key need not outlive the process.
+    # The session only carries a message to the next page, so a key per process is enough.
     app.secret_key = secrets.token_bytes()
     app.config.update(SESSION_COOKIE_NAME='practice_zendesk', SESSION_COOKIE_SAMESITE='Lax')
 
@@ -66,7 +66,7 @@ def add_control_page(app: Flask) -> None:
 
     @app.post('/practice')
     def perform_action() -> ResponseReturnValue:
-        # Only this page may send its forms. Older browsers send Origin, but not Sec-Fetch-Site.
+        # Accept forms from this page only. Older browsers send Origin but not Sec-Fetch-Site.
         origin = request.headers.get('Origin', request.host_url.rstrip('/'))
         if request.headers.get('Sec-Fetch-Site', 'same-origin') != 'same-origin' or origin != request.host_url[:-1]:
             return {'error': 'cross-site request'}, 403
@@ -76,7 +76,7 @@ def add_control_page(app: Flask) -> None:
         message, action = ACTIONS[name]
         if not action():
             return {'error': 'invalid form'}, 400
-        logger.info('Practice Zendesk: {}', message)
+        logger.info(message)
         flash(message)
         return redirect('/practice', 303)
 
@@ -121,13 +121,13 @@ def _rename() -> bool:
     return True
 
 
-# The actions of the page's forms: a message for the page and the log, and a function that returns False if it fails.
+# The actions of the page's forms: a message for the page and the log, and a function that returns False on failure.
 ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'expire_access': ('All access tokens have expired.', _expire_access),
     'end_grants': ('All access and refresh tokens have expired.', _end_grants),
-    'fail_next': ('The next call will fail.', _fail_next),
-    'cancel_fault': ('The next call will not fail.', _cancel_fault),
-    'rename': ('The user has a new name.', _rename),
+    'fail_next': ('The next request will fail.', _fail_next),
+    'cancel_fault': ('The failure is canceled.', _cancel_fault),
+    'rename': ('The user is renamed.', _rename),
 }
 
 

@@ -1,4 +1,4 @@
-"""The practice users, and the codes and tokens issued to them, in `practice_zendesk.db` in the working directory."""
+"""Store users, codes and tokens in `practice_zendesk.db` in the working directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS names (user_id INTEGER PRIMARY KEY, name TEXT);
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:
-    """Open the database for one transaction. Other writers wait, and an exception rolls it back."""
+    """Open the database for one transaction. Other writers wait. An exception rolls it back."""
     os.close(os.open(DATABASE, os.O_CREAT | os.O_RDWR, 0o600))  # sqlite3 would create a file that others can read
     connection = sqlite3.connect(DATABASE, timeout=30, isolation_level=None)
     connection.row_factory = sqlite3.Row

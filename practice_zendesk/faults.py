@@ -25,16 +25,16 @@ SECRETS = ('code', 'access_token', 'refresh_token')
 
 # The keys of a fault: what each value must be, for the error message, and a check of it.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    # The kind of request that the fault waits for.
+    # The kind of request that fails.
     'call': (f'one of {", ".join(CALLS)}', lambda value: value in CALLS),
-    # How many requests the fault affects. The default is 1.
+    # The number of requests that fail. The default is 1.
     'times': ('an integer above 0', lambda value: type(value) is int and value > 0),
     # Seconds before the request is handled.
     'delay': (
         'a number of seconds from 0 to 3600',
         lambda value: type(value) in (int, float) and 0 <= value <= 3600,
     ),
-    # The request is not handled. The response has this status, `body` and `headers`.
+    # The server does not handle the request. It responds with this status, `body` and `headers`.
     'status': ('an integer from 200 to 599', lambda value: type(value) is int and 200 <= value <= 599),
     'body': ('a string', lambda value: isinstance(value, str)),
     'headers': (
@@ -44,7 +44,7 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
             and all(isinstance(text, str) and re.fullmatch('[ -~]*', text) for pair in value.items() for text in pair)
         ),
     ),
-    # The connection is closed without a response. Without `status`, the request is handled and takes effect.
+    # The server closes the connection without a response. Without `status`, the request still takes effect.
     'lost': ('true or false', lambda value: isinstance(value, bool)),
 }
 
@@ -58,7 +58,7 @@ def add_fault_injection(app: Flask) -> None:
 
     @app.post('/practice/faults')
     def replace_faults() -> ResponseReturnValue:
-        # Require JSON: a browser sends no JSON from another site without asking first.
+        # Require JSON: browsers do not send JSON across sites without a preflight request.
         faults = request.get_json()
         error = _validation_error(faults)
         if error is not None:
@@ -83,8 +83,6 @@ def add_fault_injection(app: Flask) -> None:
         g.entry = {'call': call, 'request': _description(), 'began': time.time(), 'status': None, 'ended': None}
         with _lock:
             _request_log.append(g.entry)
-        if fault:
-            logger.info('Practice Zendesk: injecting a fault into this request ({})', call)
         time.sleep(fault.get('delay', 0))
         if 'status' in fault:
             return fault.get('body', ''), fault['status'], fault.get('headers', {})
@@ -95,17 +93,19 @@ def add_fault_injection(app: Flask) -> None:
         if 'entry' not in g:
             return response
         lost = g.fault.get('lost', False)
-        # With `lost`, a status of the fault is never sent, so the log has none.
+        # With `lost`, the fault's status is never sent, so the log has no status.
         status = None if lost and 'status' in g.fault else response.status_code
         data = response.get_json(silent=True) if response.is_json else None
         issued = fingerprints(data) if isinstance(data, dict) else ''
         with _lock:
             g.entry.update(status=status, issued=issued, lost=lost, ended=time.time())
+        words = [str(status or 'no response'), issued and f'with {issued}', '(lost)' if status and lost else '']
+        logger.info('{}: {}', g.entry['request'], ' '.join(filter(None, words)))
         return Response(_drop_connection()) if lost else response
 
 
 def pending_faults() -> list[dict[str, Any]]:
-    """Return the faults that no request has used up."""
+    """Return the faults that are still waiting for a request."""
     with _lock:
         return [dict(fault) for fault in _faults]
 
@@ -135,11 +135,11 @@ def fingerprints(data: dict[str, Any]) -> str:
 
 def _validation_error(faults: Any) -> str | None:
     if not isinstance(faults, list) or not all(isinstance(fault, dict) and 'call' in fault for fault in faults):
-        return 'send a list of faults: each is an object with a call'
+        return 'send a list of faults: each fault is an object with a call'
     for fault in faults:
         for key, value in fault.items():
             if key not in KEYS:
-                return f'a fault has no key {key}: use {", ".join(KEYS)}'
+                return f'unknown key {key}: use {", ".join(KEYS)}'
             expected, valid = KEYS[key]
             if not valid(value):
                 return f'{key} must be {expected}'
@@ -168,7 +168,7 @@ def _description() -> str:
 
 
 def _take_fault(call: str) -> dict[str, Any]:
-    """Return the first pending fault for this kind of request, or an empty one. Remove it after its last use."""
+    """Return the first pending fault for this kind of request, or `{}`. Remove it after its last use."""
     with _lock:
         for fault in _faults:
             if fault['call'] in (call, 'any'):
@@ -180,6 +180,6 @@ def _take_fault(call: str) -> dict[str, Any]:
 
 
 def _drop_connection() -> Iterator[bytes]:
-    """Raise the error that makes Werkzeug drop the connection, before it sends a status line."""
+    """Raise the error that makes Werkzeug close the connection without a response."""
     raise ConnectionAbortedError('the response is lost')
     yield b''  # makes this function a generator

@@ -1,8 +1,8 @@
 """
-Zendesk's OAuth endpoints, and "show self", with Zendesk's statuses and error bodies.
+Zendesk's OAuth endpoints and "Show self", with Zendesk's statuses and error bodies.
 
-The server knows one client: the practice client, or the client in ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and
-REDIRECT_URI. A comment says where Zendesk's documentation is silent.
+The server knows one OAuth client: the practice client, or the client in ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and
+REDIRECT_URI. Comments mark behavior that Zendesk does not document.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from practice_zendesk.controls import add_control_page
 from practice_zendesk.database import database, users
-from practice_zendesk.faults import add_fault_injection
+from practice_zendesk.faults import add_fault_injection, fingerprint
 
 PORT = 3001
 
 CLIENT_ID = os.environ.get('ZENDESK_CLIENT_ID', 'practice_client')
 CLIENT_SECRET = os.environ.get('ZENDESK_CLIENT_SECRET', 'practice_secret')
+CLIENT_NAME = 'Zendesk OAuth in a web app'
 REDIRECT_URI = os.environ.get('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback')
 APP_ORIGIN = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
 
@@ -40,7 +41,15 @@ CODE_LIFETIME = 120  # seconds
 # Zendesk's limits and defaults for the lifetimes that a client requests, in seconds.
 ACCESS_TOKEN_LIFETIME = {'min': 300, 'max': 172_800, 'default': 1_800}
 REFRESH_TOKEN_LIFETIME = {'min': 604_800, 'max': 7_776_000, 'default': 2_592_000}
-KNOWN_SCOPES = {'read', 'write', 'users:read', 'users:write', 'tickets:read', 'tickets:write'}
+# The scopes that the practice Zendesk knows, with the explanations for the consent page.
+SCOPES = {
+    'read': 'Read all your Zendesk data',
+    'write': 'Create, change and delete your Zendesk data',
+    'users:read': 'Read users, including your name, role and email address',
+    'users:write': 'Create, change and delete users',
+    'tickets:read': 'Read tickets',
+    'tickets:write': 'Create, change and delete tickets',
+}
 
 # Zendesk's error descriptions.
 ERRORS = {
@@ -77,7 +86,8 @@ def ask_for_consent() -> ResponseReturnValue:
         return error
     with database() as db:
         candidates = users(db).values()
-    return render_template('consent.html', client_id=CLIENT_ID, scope=request.args['scope'], users=candidates)
+    scopes = {name: SCOPES.get(name, 'Nothing: this scope is unknown') for name in request.args['scope'].split()}
+    return render_template('consent.html', client_name=CLIENT_NAME, scopes=scopes, users=candidates)
 
 
 @app.post('/oauth/authorizations/new')
@@ -87,7 +97,7 @@ def submit_consent() -> ResponseReturnValue:
     if error is not None:
         return error
     if request.form.get('decision') != 'allow':
-        logger.info('Practice Zendesk: the user denied access')
+        logger.info('The user denied access')
         return redirect_with_error('access_denied')
     code = secrets.token_hex(32)
     with database() as db:
@@ -105,13 +115,13 @@ def submit_consent() -> ResponseReturnValue:
                 time.time() + CODE_LIFETIME,
             ),
         )
-    logger.info('Practice Zendesk: {} allowed access: issued a code', user['name'])
+    logger.info('{} allowed access: issued code {}', user['name'], fingerprint(code))
     return redirect_to_client(code=code)
 
 
 def check_authorization_request() -> ResponseReturnValue | None:
     """Return an error response if the authorization request is invalid (RFC 6749, section 4.1.2.1)."""
-    # Do not redirect to an address that is not verified.
+    # Do not redirect to an unverified address.
     if request.args.get('client_id') != CLIENT_ID:
         return invalid_authorization_request('No such client')
     if request.args.get('redirect_uri') != REDIRECT_URI:
@@ -152,7 +162,6 @@ class TokenError(Exception):
 @app.errorhandler(TokenError)
 def show_token_error(exception: TokenError) -> ResponseReturnValue:
     error = str(exception)
-    logger.info('Practice Zendesk: rejected a token request: {}', error)
     headers = {'WWW-Authenticate': 'Basic realm="OAuth2 Token Endpoint"'} if error == 'invalid_client' else {}
     body = jsonify(error=error, error_description=ERRORS[error])
     return body, 401 if error == 'invalid_client' else 400, headers
@@ -178,7 +187,6 @@ def issue_tokens() -> ResponseReturnValue:
             'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)',
             (access_token, refresh_token, user_id, scope, now + access_lifetime, now + refresh_lifetime),
         )
-    logger.info('Practice Zendesk: issued tokens for a grant of type {}', grant_type)
     body = {
         'access_token': access_token,
         'refresh_token': refresh_token,
@@ -203,7 +211,7 @@ def read_token_request() -> dict[str, str]:
 
 
 def check_client(form: dict[str, str]) -> None:
-    """Require the client secret. An exchange of a code may have a code verifier instead."""
+    """Check the client secret. A code exchange may have a code verifier instead."""
     secret = form.get('client_secret')
     by_pkce = secret is None and form.get('grant_type') == 'authorization_code' and 'code_verifier' in form
     if form.get('client_id') != CLIENT_ID or not (by_pkce or same(secret or '', CLIENT_SECRET)):
@@ -234,7 +242,7 @@ def redeem_code(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]
         raise TokenError('invalid_grant')
     db.execute('DELETE FROM codes WHERE code = ?', (row['code'],))
     # Zendesk accepts unknown scope names, but they give the token no access.
-    return row['user_id'], ' '.join(scope for scope in row['scope'].split() if scope in KNOWN_SCOPES)
+    return row['user_id'], ' '.join(scope for scope in row['scope'].split() if scope in SCOPES)
 
 
 def redeem_refresh_token(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]:
@@ -273,7 +281,6 @@ def show_self() -> ResponseReturnValue:
     if not {'read', 'users:read'} & set(row['scope'].split()):
         return {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}, 403
 
-    logger.info('Practice Zendesk: 200, returning the profile')
     token = secrets.token_urlsafe(32)
     return {'user': {**user, 'authenticity_token': token, 'active': True, 'verified': True, 'locale': 'en-US'}}
 
@@ -287,7 +294,6 @@ def revoke_token() -> ResponseReturnValue:
     """Delete the request's access token and its refresh token."""
     with database() as db:
         db.execute('DELETE FROM tokens WHERE access_token = ?', (require_access_token(db)['access_token'],))
-    logger.info('Practice Zendesk: 204, revoked the tokens')
     return '', 204
 
 
@@ -312,7 +318,6 @@ def require_access_token(db: sqlite3.Connection) -> sqlite3.Row:
     row: sqlite3.Row | None
     row = db.execute('SELECT * FROM tokens WHERE access_token = ?', (token.strip(),)).fetchone()
     if row is None or row['access_expires_at'] <= time.time():
-        logger.info('Practice Zendesk: 401, the access token is expired or unknown')
         body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
         raise Unauthorized(body, 'Bearer realm="Zendesk", error="invalid_token"')
     return row
@@ -339,7 +344,7 @@ def reject_other_hosts() -> ResponseReturnValue | None:
 
 @app.after_request
 def add_headers(response: Response) -> Response:
-    # Browsers also check form-action for the redirect after a form, and the consent form redirects to the app.
+    # Browsers apply form-action also to redirects after a form, and the consent form redirects to the app.
     response.headers['Content-Security-Policy'] = (
         "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
         f"form-action 'self' {APP_ORIGIN}"
@@ -352,13 +357,13 @@ def add_headers(response: Response) -> Response:
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Serve requests without Werkzeug's access log: the URLs contain authorization codes."""
+    """A request handler without Werkzeug's access log, whose URLs contain authorization codes."""
 
     def log(self, type: str, message: str, *args: object) -> None:
         pass
 
     def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
-        """Close the connection of a lost response. Werkzeug would wait for another request on it."""
+        """Close the connection after a lost response. Werkzeug would wait for another request on it."""
         self.close_connection = True
 
 
@@ -370,10 +375,12 @@ def server(port: int) -> BaseWSGIServer:
 def serve(port: int) -> None:
     """Serve the practice Zendesk until the process ends."""
     listening = server(port)
-    logger.info('Practice Zendesk: serving http://localhost:{} for the client {}', port, CLIENT_ID)
+    logger.info('Serving the practice Zendesk at http://localhost:{} for the client {}', port, CLIENT_ID)
     listening.serve_forever()
 
 
 def serve_in_background(port: int = PORT) -> None:
-    """Serve the practice Zendesk in a thread until the process ends."""
+    """Serve the practice Zendesk in a thread until the process ends. The app logs the API requests itself."""
+    logger.disable(add_fault_injection.__module__)
+    logger.info('Serving the practice Zendesk at http://localhost:{}', port)
     threading.Thread(target=server(port).serve_forever, name='practice Zendesk', daemon=True).start()

@@ -49,7 +49,7 @@ def test_the_second_button_expires_both_tokens(client, press):
     tokens = client.grant()
     page = press('end_grants')
     assert 'All access and refresh tokens have expired.' in page
-    assert 'None: nobody' in page
+    assert 'There are no tokens.' in page
     assert client.show_self(tokens).status_code == 401
     assert client.refresh(tokens).json['error'] == 'invalid_grant'
 
@@ -75,8 +75,8 @@ def test_the_twenty_newest_tokens_are_shown_newest_first(client, press):
 def test_the_next_request_gets_an_error_status(client, press, fault, status, retry_after):
     tokens = client.grant()
     page = press('fail_next', call='any', fault=fault)
-    assert 'The next call will fail.' in page
-    assert f'Waiting for the next call, of any kind. It gets: {fault}, ' in page
+    assert 'role="status">The next request will fail.' in page
+    assert f'Pending failure: the next request gets {fault} (' in page
     response = client.show_self(tokens)
     assert response.status_code == status
     assert response.headers.get('Retry-After') == retry_after
@@ -85,12 +85,12 @@ def test_the_next_request_gets_an_error_status(client, press, fault, status, ret
 
 def test_the_response_to_the_next_refresh_is_lost(press):
     page = press('fail_next', call='refresh', fault='lost')
-    assert 'Waiting for the next refresh. It gets: its response lost, after Zendesk has processed the request.' in page
+    assert 'Pending failure: the next refresh gets no response, although Zendesk processes the request.' in page
     assert faults.pending_faults() == [{'call': 'refresh', 'lost': True}]
 
 
-def test_the_next_request_gets_no_response_before_the_app_gives_up(press):
-    assert 'It gets: no response at all.' in press('fail_next', call='profile', fault='silence')
+def test_the_next_request_gets_no_response_until_the_app_times_out(press):
+    assert 'the next profile request gets no response.' in press('fail_next', call='profile', fault='silence')
     [fault] = faults.pending_faults()
     assert (fault['call'], fault['status'], fault['lost']) == ('profile', 500, True)
     assert fault['delay'] > 14
@@ -108,24 +108,24 @@ def test_a_new_fault_replaces_the_pending_fault(press):
     assert [fault['call'] for fault in faults.pending_faults()] == ['profile']
 
 
-def test_a_pending_fault_can_be_cancelled(client, press):
-    assert 'Let it go right' not in page_text(client)
-    assert 'value="cancel_fault">Let it go right</button>' in press('fail_next', call='any', fault='500')
+def test_a_pending_fault_can_be_canceled(client, press):
+    assert 'Cancel the failure' not in page_text(client)
+    assert 'value="cancel_fault">Cancel the failure</button>' in press('fail_next', call='any', fault='500')
     page = press('cancel_fault')
-    assert 'The next call will not fail.' in page
-    assert 'Waiting' not in page
+    assert 'The failure is canceled.' in page
+    assert 'Pending' not in page
     assert faults.pending_faults() == []
 
 
 @pytest.mark.parametrize('fault', [{'status': 503, 'times': 2}, {'status': 503, 'lost': True}, {'delay': 9}])
 def test_other_pending_faults_are_shown_as_custom(client, fault):
     faults.set_faults([{'call': 'exchange', **fault}])
-    assert 'Waiting for the next exchange of a code. It gets: a custom fault.' in page_text(client)
+    assert 'the next code exchange gets a custom fault.' in page_text(client)
 
 
 def test_a_pending_fault_keeps_its_label_if_used_several_times(client):
     faults.set_faults([{'call': 'refresh', 'times': 2, **FAULTS['500'][1]}])
-    assert f'Waiting for the next refresh. It gets: {FAULTS["500"][0]}.' in page_text(client)
+    assert f'the next refresh gets {FAULTS["500"][0]}.' in page_text(client)
 
 
 # --- Users --- #
@@ -210,9 +210,9 @@ def test_each_button_sends_its_form(client):
         for attributes, label in re.findall('<button([^>]*)>(.*?)</button>', form):
             buttons[label] = fields | dict(re.findall(r'(?:name="(\w+)" )value="(\w+)"', attributes))
     assert buttons == {
-        'Let the access token expire now': {'action': 'expire_access'},
-        'Let the refresh token die, too': {'action': 'end_grants'},
-        'Let it go wrong': {'action': 'fail_next', 'call': 'any', 'fault': '500'},
+        'Step 5: expire the access token': {'action': 'expire_access'},
+        'Step 6: expire both tokens': {'action': 'end_grants'},
+        'Make the next request fail': {'action': 'fail_next', 'call': 'any', 'fault': '500'},
         'Change the name': {'action': 'rename', 'user_id': str(AGENT)},
     }
 
@@ -264,9 +264,9 @@ def test_the_log_shows_the_twenty_newest_requests(client):
 @pytest.mark.parametrize(
     ('entry', 'shown'),
     [
-        ({'status': None, 'ended': None}, 'GET /api/v2/users/me → not answered yet </li>'),
+        ({'status': None, 'ended': None}, 'GET /api/v2/users/me → in progress </li>'),
         ({'status': None, 'lost': True}, 'GET /api/v2/users/me → <strong>no response</strong> </li>'),
-        ({'lost': True}, 'GET /api/v2/users/me → <strong>200</strong>, which did not arrive </li>'),
+        ({'lost': True}, 'GET /api/v2/users/me → <strong>200</strong> (response lost) </li>'),
         ({'request': 'GET /<b>'}, 'GET /&lt;b&gt; → <strong>200</strong> </li>'),
         ({'began': datetime(2026, 11, 24, 13, 14, 15).timestamp()}, '<time>13:14:15</time> GET'),
     ],
