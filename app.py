@@ -1,8 +1,7 @@
 """
 The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API requests in a web app".
 
-The steps are in the article's order, under its headings. Comments mark what the article does not have. Cookies,
-headers, cross-site checks, error pages and the log are in web/; the OAuth client is in zendesk_oauth/.
+The steps are in the article's order, under its headings. Comments mark what the article does not have.
 """
 
 from urllib.parse import urlencode
@@ -11,19 +10,20 @@ from flask import Flask, redirect, render_template, request, session
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
-import web
+import web.logs
 from settings import load_settings
 from zendesk_oauth import Response, user_from
 
 # --- Setting your environment variables --- #
-# From the environment and .env; without them, `python app.py` starts practice mode.
+web.logs.init(terminal=__name__ == '__main__')  # not in the article: short log lines under `python app.py`
+# Read from the environment and .env. If none of the four is set, `python app.py` starts practice mode.
 settings = load_settings(practice_allowed=__name__ == '__main__')
 
 import backend_code  # noqa: E402 - needs the settings
 from backend_code import oauth  # noqa: E402
 
 app = Flask(__name__)
-app.secret_key = settings.secret_key  # not in the article: kept, so that a restart signs nobody out
+app.secret_key = settings.secret_key  # not in the article: the same after a restart, so sessions stay valid
 web.init_app(app, settings)
 
 
@@ -34,7 +34,7 @@ def index() -> ResponseReturnValue:
     logger.debug('Opening the home page')
     if backend_code.current_user_id() is None:
         session['user_id'] = backend_code.random_user_id()  # provided at sign-in; not in the article: one per browser
-    return render_template('home.html')
+    return render_template('home.html', granted=backend_code.has_tokens())
 
 
 @app.route('/profile')
@@ -43,30 +43,30 @@ def show_profile() -> ResponseReturnValue:
     logger.debug("Retrieving the user's access and refresh tokens")
     tokens = backend_code.retrieve_oauth_tokens_from_db()
     if tokens.get('error') == 'tokens_not_found':
-        logger.info('The user has not granted access to this app yet: redirecting to the grant page')
+        logger.info('The user has not granted access: redirecting to /grant_access')
         return redirect('/grant_access')
 
     logger.debug('Making the API request')
     response = show_self(tokens['access_token'])
     if response.status_code == 401:
-        logger.info("The access token has expired: refreshing the user's tokens and retrying")
+        logger.info("The access token has expired: refreshing the user's tokens")
         tokens = backend_code.refresh_tokens(tokens['refresh_token'])
         if tokens.get('error') == 'invalid_refresh_token':
-            logger.info('The refresh token is not valid either: redirecting to the grant page')
-            return redirect('/grant_access')
+            logger.info('The refresh token is also invalid: redirecting to /grant_access')
+            return redirect('/grant_access?ended=1')
 
         logger.info('Retrying the API request with the new token')
         response = show_self(tokens['access_token'])
-        # Not in the article: the session lasts as long as the refresh token, unless another grant has replaced it.
+        # Not in the article: renew the session with the refresh token, unless another grant has replaced the tokens.
         session.modified = response.status_code == 200 and backend_code.retrieve_oauth_tokens_from_db() == tokens
 
     logger.debug('Using the response data')
-    user = user_from(response)  # name and role; not in the article: raises ZendeskError if Zendesk sent no user
+    user = user_from(response)  # not in the article: raises ZendeskError if the response has no user
     return render_template('profile.html', user=user)
 
 
 def show_self(access_token: str) -> Response:
-    """Request the user's own Zendesk profile."""
+    """Request the user's Zendesk profile."""
     return oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
 
 
@@ -74,8 +74,8 @@ def show_self(access_token: str) -> Response:
 @app.route('/grant_access')
 def grant_access() -> ResponseReturnValue:
     """Ask the user to grant access."""
-    logger.debug('Opening the page that asks for access')
-    return render_template('grant_access.html', settings=settings)
+    logger.debug('Asking the user to grant access')
+    return render_template('grant_access.html', settings=settings, ended='ended' in request.args)
 
 
 @app.route('/zendesk/auth')
@@ -97,7 +97,7 @@ def auth() -> ResponseReturnValue:
         }
     )
     response = redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{parameters}')
-    return web.remember(response, pending)  # not in the article: the cookie that binds the state to this browser
+    return web.remember(response, pending)  # not in the article: set the cookie that binds the state to this browser
 
 
 @app.route('/zendesk/oauth/callback')
@@ -107,7 +107,7 @@ def auth_callback() -> ResponseReturnValue:
     code_verifier = oauth.consume_state(request.args, request.cookies)  # the PKCE verifier of this state
     code = oauth.authorization_code(request.args)  # not in the article: raises AccessDenied if the user clicked Deny
 
-    logger.info('Exchanging the authorization code for an access and refresh token')
+    logger.info('Exchanging the authorization code for access and refresh tokens')
     data = {
         'grant_type': 'authorization_code',
         'client_id': settings.client_id,
@@ -115,7 +115,7 @@ def auth_callback() -> ResponseReturnValue:
         'redirect_uri': settings.redirect_uri,
         'code': code,
         'scope': 'users:read',
-        # Not in the article: without these, Zendesk applies its default lifetimes to the tokens.
+        # Not in the article: without these, Zendesk uses its default lifetimes for the tokens.
         'expires_in': 360,
         'refresh_token_expires_in': 604800,
         'code_verifier': code_verifier,  # not in the article: PKCE (RFC 7636, section 4.5)
@@ -127,10 +127,10 @@ def auth_callback() -> ResponseReturnValue:
     return redirect('/')
 
 
-# --- Not in the article: the end of a grant --- #
+# --- Not in the article: ending a grant --- #
 @app.post('/disconnect')
 def disconnect() -> ResponseReturnValue:
-    """Delete the user's tokens, revoke them at Zendesk, and show whether Zendesk confirmed it."""
+    """Delete the user's tokens, revoke them at Zendesk, and show whether Zendesk confirmed the revocation."""
     logger.info("Deleting and revoking the user's tokens")
     tokens = backend_code.delete_oauth_tokens_from_db()
     revoked = oauth.revoke_tokens(tokens)
@@ -139,14 +139,13 @@ def disconnect() -> ResponseReturnValue:
 
 # --- Starting the app --- #
 if __name__ == '__main__':
-    # Not in the article: practice mode, and an error message if the port is in use.
+    # Not in the article: practice mode, and an error message if a port is in use.
     web.stop_if_port_is_taken(settings.port)
     if settings.practice_mode:
         from practice_zendesk.server import PORT, serve_in_background
 
         web.stop_if_port_is_taken(PORT)
         serve_in_background()
-        logger.info('No settings found: running in practice mode, with a practice Zendesk at {}', settings.zendesk_url)
-    logger.info('Serving http://localhost:{}: open {} in a browser', settings.port, settings.origin)
-    # Not in the article: no debugger, because it runs any code sent to it, and connections from this machine only.
+    logger.info('Serving http://localhost:{}. Press Ctrl+C to stop', settings.port)
+    # Not in the article: no debugger (it runs any code sent to it), and connections from this machine only.
     app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)

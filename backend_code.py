@@ -9,13 +9,13 @@ from flask import session
 from loguru import logger
 
 from settings import current_settings
-from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprints  # identify tokens in the log
+from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprints
 
 USERS_DB = 'users.json'
 
 settings = current_settings()
-# Not in the article: PostgreSQL in place of users.json, and the OAuth client that sends the requests.
-store: Store = JsonFileStore(lambda: USERS_DB)  # looked up at each use
+# Not in the article: an optional PostgreSQL database, and the OAuth client that sends the requests.
+store: Store = JsonFileStore(lambda: USERS_DB)  # reads USERS_DB at each use
 if settings.database_url:
     from zendesk_oauth.postgresql_store import PostgresqlStore
 
@@ -35,9 +35,9 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
     """
     Exchange the refresh token for new tokens, store and return them (RFC 6749, section 6).
 
-    Returns the tokens, or `{'error': 'invalid_refresh_token'}`. After an exception the stored tokens are unchanged.
+    Return `{'error': 'invalid_refresh_token'}` if Zendesk refuses it. An exception leaves the stored tokens unchanged.
     """
-    user_id = current_user_id() or ''  # no tokens are stored for ''
+    user_id = current_user_id() or ''
     # Not in the article: Zendesk deletes both old tokens at each refresh, so concurrent requests must refresh once.
     with oauth.refresh_lock(user_id) as stored:
         if stored is None or stored['refresh_token'] != refresh_token:
@@ -57,13 +57,12 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
         try:
             # POST /oauth/tokens. Not in the article: the old refresh token is kept if Zendesk sends no new one.
             new_tokens = {**stored, **oauth.request_tokens(data)}
-            logger.info('Packaging, storing, and returning the new tokens: {}', fingerprints(new_tokens))
-        except errors.InvalidGrant as error:
-            logger.info('The refresh token is invalid: deleting the stored tokens ({})', error)
+            logger.info('Packaging, storing, and returning the new tokens')
+        except errors.InvalidGrant:
+            logger.info('The refresh token is invalid: deleting the stored tokens')
             new_tokens = None
         # Not in the article: compare and swap, because the grant may have been deleted or renewed during the refresh.
         tokens = oauth.replace_tokens(user_id, refresh_token, new_tokens)
-
     return tokens or {'error': 'invalid_refresh_token'}
 
 
@@ -73,33 +72,39 @@ def retrieve_oauth_tokens_from_db() -> dict[str, Any]:
     tokens = oauth.store.find(user_id) if user_id else None
     if tokens is None:
         return {'error': 'tokens_not_found'}
-    logger.debug('{} holds {}', oauth.store, fingerprints(tokens))
+    logger.debug('{} has {}', oauth.store, fingerprints(tokens))  # fingerprints identify tokens without revealing them
     return tokens
 
 
 def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
-    """Store the tokens under the session's user id, and keep every other user's record. Raises `StoreError`."""
+    """Store the tokens under the session's user id and keep all other records. Raise `StoreError` on failure."""
     user_id = current_user_id()
     if user_id is None:
-        raise LookupError('store_oauth_tokens_in_db was called without a user_id in the session')
-
-    logger.info('Storing the access and refresh tokens in {}: {}', oauth.store, fingerprints(tokens))
+        raise LookupError('The session has no user_id')
+    logger.info('Storing the access and refresh tokens in {}', oauth.store)
     oauth.save_tokens(user_id, {'refresh_token': '', **tokens})  # some OAuth clients get no refresh token
 
 
-# --- Not in the article: the end of a grant, and user ids, the stand-in for a sign-in --- #
+# --- Not in the article: the home page's hint, ending a grant, and user ids as a substitute for sign-in --- #
+def has_tokens() -> bool:
+    """Return True if tokens are stored for the session's user, and False if the store fails."""
+    with contextlib.suppress(errors.StoreError):
+        return 'access_token' in retrieve_oauth_tokens_from_db()
+    return False
+
+
 def delete_oauth_tokens_from_db() -> dict[str, Any] | None:
     """Delete the tokens of the session's user and return them."""
     user_id = current_user_id()
     if user_id is None or oauth.store.find(user_id) is None:
         return None
     with contextlib.suppress(errors.LockTimeout), oauth.refresh_lock(user_id):
-        pass  # wait for a running refresh, so that its new tokens are the ones deleted
+        pass  # wait for a running refresh, so that its new tokens are deleted
     return oauth.store.remove(user_id)
 
 
 def current_user_id() -> str | None:
-    """Return the id of the signed-in user, or None. In a product it is the id of the account."""
+    """Return the id of the signed-in user, or None. In a product, return the id of the account."""
     user_id = session.get('user_id')
     return user_id if isinstance(user_id, str) and user_id else None
 
@@ -110,7 +115,7 @@ def random_user_id() -> str:
 
 @contextlib.contextmanager
 def new_user_id() -> Iterator[None]:
-    """Give the session a new user id for the block; then delete and revoke the old id's tokens, or restore the id."""
+    """Use a new user id in the block. Afterwards delete and revoke the old id's tokens; on failure restore the id."""
     old_user_id, before, modified = current_user_id(), dict(session), session.modified
     session['user_id'] = random_user_id()
     try:

@@ -1,4 +1,4 @@
-"""gunicorn's settings, which it reads from the working directory: gunicorn -w 4 app:app"""
+"""Settings for gunicorn, which reads them from the working directory: gunicorn -w 4 app:app"""
 
 import os
 
@@ -7,14 +7,13 @@ os.environ.setdefault('LOGURU_LEVEL', 'INFO')
 
 from settings import load_settings
 
-# Missing settings end it here, before anything starts.
+# If settings are missing, gunicorn exits here.
 bind = f'127.0.0.1:{load_settings().port}'
 # Load the app once, before the workers start.
 preload_app = True
-# A request mostly waits for Zendesk or for another request's refresh. Its worker serves others during that time.
+# A request mostly waits for Zendesk or for another request's refresh. Other threads serve requests in the meantime.
 threads = 16
-# Longer than a visit takes, with all its calls and locks slow: a worker that is killed in the middle of a refresh takes
-# the new pair with it.
+# Longer than the slowest request. A worker that is killed during a refresh loses the new tokens.
 timeout = graceful_timeout = 240  # seconds
-# %(U)s is the path without its query: the callback's query holds the authorization code.
+# %(U)s is the path without the query: the query of the callback contains the authorization code.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s'

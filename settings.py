@@ -1,4 +1,4 @@
-"""Read the app's settings from the environment and `.env`, and report all problems in one message."""
+"""Read the app's settings from the environment and `.env`. Report all problems in one message."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if sys.version_info < (3, 11):  # noqa: UP036 - pip does not check this
 CALLBACK_PATH = '/zendesk/oauth/callback'
 SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key
 
-# What each variable is, for the message that asks for it.
+# The required variables. The text completes the message "... is missing:".
 REQUIRED = {
     'ZENDESK_CLIENT_ID': "the Identifier of your OAuth client, from Zendesk's Admin Center",
     'ZENDESK_CLIENT_SECRET': "the Secret of your OAuth client, from Zendesk's Admin Center",
     'ZENDESK_SUBDOMAIN': 'the first part of your Zendesk address: mondocam for https://mondocam.zendesk.com',
-    'REDIRECT_URI': f'one of the Redirect URLs of your OAuth client, such as http://localhost:3000{CALLBACK_PATH}',
+    'REDIRECT_URI': f'one of the redirect URLs of your OAuth client, such as http://localhost:3000{CALLBACK_PATH}',
 }
 
-# The values of .env.example: an unchanged one counts as missing.
+# The values in .env.example, which the user must replace.
 PLACEHOLDERS = ('your_client_identifier', 'your_client_secret', 'your_subdomain')
 
-# The client that the practice Zendesk knows by default.
+# The default OAuth client of the practice Zendesk.
 PRACTICE = {
     'ZENDESK_CLIENT_ID': 'practice_client',
     'ZENDESK_CLIENT_SECRET': 'practice_secret',
@@ -55,11 +55,11 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Settings:
     """
-    What the app needs to know. Secrets stay out of its `repr`.
+    The app's settings. `repr` leaves out the secrets.
 
-    `zendesk_url` and `redirect_uri` are absolute URLs; the first has no slash at its end. `secret_key_fallbacks` were
-    `secret_key` before. Without a `database_url`, the tokens live in users.json. `proxy_hops` is how many proxies stand
-    between a browser and the app.
+    `zendesk_url` and `redirect_uri` are absolute URLs. `zendesk_url` has no trailing slash. `secret_key_fallbacks` are
+    previous values of `secret_key`. If `database_url` is empty, the app stores tokens in users.json. `proxy_hops` is
+    the number of trusted proxies in front of the app.
     """
 
     client_id: str
@@ -74,7 +74,7 @@ class Settings:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port at which browsers reach the app, as they write it in the header `Origin`."""
+        """The scheme, host and port at which browsers reach the app, in the form of the `Origin` header."""
         parts = urlsplit(self.redirect_uri)
         return f'{parts.scheme}://{parts.netloc.lower().removesuffix(":443" if self.https else ":80")}'
 
@@ -88,16 +88,15 @@ class Settings:
 
     @property
     def port(self) -> int:
-        """Return the port to listen on: the redirect URI's port on localhost, else 3000, for a proxy."""
+        """The port to listen on: the redirect URI's port if it is on localhost, else 3000 (for a proxy)."""
         return urlsplit(self.redirect_uri).port or 3000 if self.on_localhost else 3000
 
 
 def load_settings(practice_allowed: bool = False) -> Settings:
     """
-    Read the settings, and end the process with a message where they do not do.
+    Read the settings, or exit with one message that lists every problem.
 
-    The exit status is 4 because gunicorn takes it for "the app can't be loaded" and stops, where it would start a
-    worker that ends with another status again and again.
+    The exit status is 4, at which gunicorn stops. At any other status it would restart the worker again and again.
     """
     global _current
     env_file = Path(__file__).with_name('.env')
@@ -107,11 +106,11 @@ def load_settings(practice_allowed: bool = False) -> Settings:
     except SettingsError as error:
         problem = str(error)
     except UnicodeDecodeError:
-        problem = 'The file .env is not a text file in UTF-8. Save it again with that encoding.'
+        problem = 'The file .env is not UTF-8 text. Save it again with the encoding UTF-8.'
     except (OSError, Timeout) as error:
         problem = (
             f"The file {error.filename or SECRET_KEY_FILE} can't be read or written. Give the app access to it and to "
-            f'the working directory; with SECRET_KEY set, it needs no {SECRET_KEY_FILE}.'
+            f'the working directory. If SECRET_KEY is set, the app does not use {SECRET_KEY_FILE}.'
         )
     else:
         return _current
@@ -123,7 +122,7 @@ _current: Settings | None = None
 
 
 def current_settings() -> Settings:
-    """Return the settings that the app has loaded."""
+    """Return the settings, loading them on the first call."""
     return _current or load_settings()
 
 
@@ -131,14 +130,15 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     """
     Check the variables in `environ` and return them as Settings.
 
-    If none of the four is set and `practice_allowed` is true, return the settings of practice mode.
+    If `practice_allowed` is true and none of the four required variables is set, return the settings of practice mode.
 
     Raises:
         SettingsError: at least one variable is missing or malformed.
-        OSError, filelock.Timeout: the file with the secret key can't be read or made.
+        OSError, filelock.Timeout: the file with the secret key can't be read or created.
     """
     practice_mode = practice_allowed and not any(name in environ for name in REQUIRED)
     if practice_mode:
+        logger.info('No settings found: starting practice mode')
         environ = {**environ, **PRACTICE}
 
     values = {name: environ.get(name, '').strip() for name in (*REQUIRED, *OPTIONAL)}
@@ -148,12 +148,13 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
             'These settings are missing or malformed:\n'
             + '\n'.join(problems)
             + '\nSet them in the file .env (start from .env.example) or in the environment. '
-            'Without a .env, and with none of the four set, "python app.py" runs with a practice Zendesk.'
+            'To try the app without an account, remove .env and unset these variables: "python app.py" then starts '
+            'practice mode.'
         )
 
     if 0 < len(values['SECRET_KEY']) < 16:
         logger.warning(
-            'SECRET_KEY is short: whoever guesses it can sign in as anybody. 32 random characters are better'
+            'SECRET_KEY is short. Anyone who guesses it can sign in as any user. Use at least 32 random characters'
         )
 
     settings = Settings(
@@ -168,24 +169,24 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         database_url=values['DATABASE_URL'],
         proxy_hops=int(values['PROXY_HOPS'] or 0),
     )
-    if settings.client_id.isdigit():  # Zendesk also has a number for each OAuth client, and does not accept it here
+    if settings.client_id.isdigit():  # each OAuth client also has a number, which is not valid here
         logger.warning(
-            'ZENDESK_CLIENT_ID is a number. If Zendesk says "No such client" or invalid_client, set it to the '
+            'ZENDESK_CLIENT_ID is a number. If Zendesk responds with "No such client" or invalid_client, use the '
             'Identifier of the OAuth client, which is a text such as my_oauth_app'
         )
     return settings
 
 
 def _problem_of(name: str, value: str) -> str | None:
-    """Return what is wrong with the value of one variable, without repeating it."""
+    """Return what is wrong with the value of a variable, or None. The text does not contain the value."""
     if name in REQUIRED and not value:
         return f'is missing: {REQUIRED[name]}'
     if name in REQUIRED and value in PLACEHOLDERS:
-        return f'is missing (what stands there is from .env.example): {REQUIRED[name]}'
+        return f'is still the placeholder from .env.example. Set it to {REQUIRED[name]}'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
-        return 'has a space or another character that it cannot have: copy it again'
+        return 'contains a space or another invalid character. Copy it again'
     if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch('[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?', value):
-        return 'is more than a subdomain: give only mondocam where your address is https://mondocam.zendesk.com'
+        return 'is not a subdomain. Use mondocam if your address is https://mondocam.zendesk.com'
     if name == 'REDIRECT_URI':
         return _problem_of_url(value, path=CALLBACK_PATH)
     if name == 'ZENDESK_BASE_URL' and value:
@@ -193,7 +194,7 @@ def _problem_of(name: str, value: str) -> str | None:
     if name == 'DATABASE_URL' and value:
         return _problem_of_database_url(value)
     if name == 'PROXY_HOPS' and not re.fullmatch('[0-9]?', value):
-        return 'is not the number of proxies in front of the app, such as 1'
+        return 'is not a number of proxies, such as 1'
     return None
 
 
@@ -205,21 +206,20 @@ def _problem_of_database_url(url: str) -> str | None:
         valid = False
     if not valid or parts.netloc.endswith(':'):
         return (
-            'is not the URL of a PostgreSQL database, of the form postgresql://user:password@host/database, with %40 '
-            'for an @ in the password'
+            'is not a PostgreSQL URL of the form postgresql://user:password@host/database. Write an @ in the password '
+            'as %40'
         )
     missing = [package for package in ('sqlalchemy', 'psycopg') if not importlib.util.find_spec(package)]
     if missing:
-        return f'needs {" and ".join(missing)}: run pip install -r requirements-postgresql.txt, or unset it'
+        return f'needs {" and ".join(missing)}. Run pip install -r requirements-postgresql.txt, or unset it'
     return None
 
 
 def _problem_of_url(url: str, path: str) -> str | None:
     """
-    Accept an https URL, or an http one on this machine, with exactly this path and nothing beyond it.
+    Return what is wrong with the URL, or None. It must have this path, no query, and https unless it is on localhost.
 
-    Zendesk demands the same of redirect URLs: https except on localhost
-    (https://support.zendesk.com/hc/en-us/articles/4408845965210).
+    Zendesk has the same rule for redirect URLs (https://support.zendesk.com/hc/en-us/articles/4408845965210).
     """
     try:
         parts = urlsplit(url)
@@ -227,11 +227,11 @@ def _problem_of_url(url: str, path: str) -> str | None:
     except ValueError:
         valid = False
     if not valid or '@' in parts.netloc or not re.fullmatch(r'[!-~]+', url):
-        return 'is not an absolute URL of the form https://host/path, without spaces or a user name'
+        return 'is not an absolute URL of the form https://host/path. It must not contain spaces or a user name'
     if parts.scheme != 'https' and not (parts.scheme == 'http' and is_loopback(parts.hostname)):
-        return 'must start with https:// (http:// is for localhost only), or others could read the codes and tokens'
+        return 'must start with https:// to protect the codes and tokens. Only localhost may use http://'
     if parts.path != path or '?' in url or '#' in url:
-        return f'must end in {path}, where this app answers' if path else 'must be a scheme and a host, without a path'
+        return f'must have the path {path}, the callback route' if path else 'must not have a path'
     return None
 
 
@@ -242,9 +242,9 @@ def is_loopback(hostname: str | None) -> bool:
 
 def _secret_key_from_file() -> str:
     """
-    Return the key in the working directory's `.secret_key`; make it where there is none.
+    Return the key in the working directory's `.secret_key`. Create the file if it is missing.
 
-    So sessions survive a restart, and several workers agree on the key: the lock lets one of them make it.
+    Sessions stay valid after a restart, and all workers use the same key: the lock lets only one of them create it.
     """
     with FileLock(f'{SECRET_KEY_FILE}.lock', timeout=10, mode=0o600):
         key_file = Path(SECRET_KEY_FILE)

@@ -46,6 +46,21 @@ def test_each_browser_keeps_its_own_user_id(app):
     assert one.user_id != other.user_id
 
 
+def test_home_asks_for_the_next_click_after_a_grant(alice):
+    assert 'Access granted. Now click Get my profile.' in alice.get('/').text
+    alice.sign_in('carol')
+    assert 'Access granted' not in alice.get('/').text
+
+
+def test_home_is_shown_without_a_hint_if_the_store_fails(browser):
+    browser.sign_in('alice')
+    Path('users.json').mkdir()
+    page = browser.get('/')
+    assert page.status_code == 200
+    assert 'Access granted' not in page.text
+    assert 'Get my profile' in page.text
+
+
 # --- Profile --- #
 
 
@@ -63,6 +78,7 @@ def test_profile_shows_name_and_role_after_one_api_request(alice, zendesk):
     assert page.status_code == 200
     assert '👋 Hi, Jane Doe!' in page.text
     assert 'Your Zendesk user role is <strong>agent</strong>.' in page.text
+    assert '<a class="button" href="/profile">Get my profile again</a>' in page.text
     assert [call.request.url for call in zendesk.calls] == [SHOW_SELF]
 
 
@@ -99,7 +115,7 @@ def test_a_second_401_shows_an_error_page(alice, zendesk):
 def test_a_refused_refresh_redirects_to_the_grant_page(alice, zendesk):
     zendesk.get(SHOW_SELF, status=401)
     zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
-    assert alice.get('/profile').location == '/grant_access'
+    assert alice.get('/profile').location == '/grant_access?ended=1'
     assert requests_to(zendesk, TOKEN_ENDPOINT) == 1
     assert stored() == {'bob': OTHER}
 
@@ -108,7 +124,7 @@ def test_a_rate_limit_shows_an_error_page_and_keeps_tokens(alice, zendesk):
     zendesk.get(SHOW_SELF, status=429, body='Number of allowed API requests exceeded', headers={'Retry-After': '7'})
     page = alice.get('/profile')
     assert (page.status_code, page.headers['Retry-After']) == (503, '7')
-    assert 'in 7 s' in page.text
+    assert 'Please wait 7 seconds, then try again.' in page.text
     assert 'href="/profile"' in page.text
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
@@ -137,6 +153,16 @@ def test_the_grant_page_explains_why_access_is_needed(browser):
     assert 'needs to access your Zendesk account' in page.text
     assert '<a class="button" href="/zendesk/auth">Grant access</a>' in page.text
     assert 'home page' in page.text
+    assert 'granted access yet' in page.text
+    assert 'ended' not in page.text
+
+
+def test_the_grant_page_explains_why_access_has_ended(browser):
+    page = browser.get('/grant_access?ended=1').text
+    assert 'Your access has ended.' in page
+    assert 'expired, used or unknown' in page
+    assert 'needs to access your Zendesk account' in page
+    assert 'granted access yet' not in page
 
 
 def test_the_grant_page_explains_errors_shown_by_zendesk(browser):
@@ -247,7 +273,10 @@ def test_a_failed_code_exchange_keeps_the_old_tokens(alice, zendesk, response, s
 def test_new_tokens_are_revoked_if_they_cannot_be_stored(alice, zendesk, full_disk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
-    assert alice.grant().status_code == 503
+    page = alice.grant()
+    assert page.status_code == 503
+    assert 'Please grant access again.' in page.text
+    assert 'href="/grant_access"' in page.text
     assert requests_to(zendesk, REVOKE) == 1
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
@@ -257,7 +286,7 @@ def test_a_401_ends_a_grant_without_a_refresh_token(browser, zendesk):
     browser.grant()
     assert stored()[browser.user_id] == {'access_token': 'only-access', 'refresh_token': ''}
     zendesk.get(SHOW_SELF, status=401)
-    assert browser.get('/profile').location == '/grant_access'
+    assert browser.get('/profile').location == '/grant_access?ended=1'
     assert requests_to(zendesk, TOKEN_ENDPOINT) == 1
 
 

@@ -1,4 +1,4 @@
-"""What the pages of this app share: session cookie, headers, canonical host, cross-site checks, error pages."""
+"""What all pages of this app share: session cookie, headers, canonical host, cross-site checks, error pages."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
 from settings import Settings, is_loopback
-from web import logs, panel
+from web import panel
 from zendesk_oauth import AuthorizationRequest
 from zendesk_oauth.errors import ZendeskOAuthError
 
 HEADERS = {
-    # Only styles and images of this site: no script, no frame, no form that leads elsewhere.
+    # Allow only styles, images and forms of this site.
     'Content-Security-Policy': "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff',
     'X-Frame-Options': 'DENY',
-    # The callback's address holds the code: no other page may learn it from a Referer.
+    # The callback URL contains the code. This keeps it out of the Referer header.
     'Referrer-Policy': 'strict-origin',
     'Cross-Origin-Opener-Policy': 'same-origin',
     'Cross-Origin-Resource-Policy': 'same-origin',
@@ -43,12 +43,11 @@ AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Set up what holds for every page: log, session cookie, headers, host, cross-site checks and error pages."""
-    logs.init()
+    """Set up what all pages share: session cookie, headers, canonical host, cross-site checks and error pages."""
     configure_cookies(app, settings)
     app.url_map.merge_slashes = False  # or /zendesk//auth redirects to the host in the request
     if settings.proxy_hops:
-        # These headers are only true if that many proxies have each added to them.
+        # Anyone can send these headers, so trust only the values that this number of proxies added.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=settings.proxy_hops, x_proto=settings.proxy_hops, x_host=settings.proxy_hops
         )
@@ -67,9 +66,9 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 def redirect_to_canonical_host(settings: Settings) -> ResponseReturnValue | None:
     """
-    Redirect a visit on 127.0.0.1 to localhost, if that is where Zendesk redirects the browser to.
+    Redirect from 127.0.0.1 to localhost if the redirect URI uses localhost, and vice versa.
 
-    The two are different hosts to a browser, so the cookies of one would be missing on the other.
+    Browsers treat the two as different hosts, so the cookies of one are missing at the other.
     """
     host, canonical = re.sub(r':\d*$', '', request.host).strip('[]'), urlsplit(settings.origin).hostname
     if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
@@ -79,9 +78,9 @@ def redirect_to_canonical_host(settings: Settings) -> ResponseReturnValue | None
 
 
 def refuse_prefetches_and_other_sites(settings: Settings) -> ResponseReturnValue | None:
-    """Refuse prefetches and cross-site requests before they begin or complete a grant or change anything."""
+    """Refuse prefetches of the grant routes, and cross-site requests that begin a grant or change something."""
     if request.path in (AUTHORIZE, CALLBACK) and not is_navigation(request):
-        return 'This page is only served to a user who opens it.\n', 503, {'Content-Type': 'text/plain'}
+        return 'Open this page in a browser tab.\n', 503, {'Content-Type': 'text/plain'}
     if request.path == AUTHORIZE and not comes_from_this_site(request):
         return redirect('/grant_access')
     if request.method not in ('GET', 'HEAD', 'OPTIONS') and not form_is_ours(request, settings.origin):
@@ -90,10 +89,10 @@ def refuse_prefetches_and_other_sites(settings: Settings) -> ResponseReturnValue
 
 
 def add_headers(settings: Settings, response: Response) -> Response:
-    """Add the security headers, and keep pages of the session out of every cache."""
+    """Add the security headers, and keep pages out of all caches."""
     response.headers.extend(HEADERS)
     if response.location:
-        response.set_data('')  # it would repeat the address, and with it states and codes
+        response.set_data('')  # Werkzeug puts the URL in the body, with states and codes
     response.headers.setdefault('Cache-Control', 'no-store')  # static files may be cached
     if request.method == 'POST':
         # Browsers keep pages in memory for "Back", even with no-store, until an HttpOnly cookie changes.
@@ -104,18 +103,18 @@ def add_headers(settings: Settings, response: Response) -> Response:
     return response
 
 
-# --- The session cookie, and those of pending authorization requests --- #
+# --- Cookies --- #
 
 
 def cookie_prefix(settings: Settings) -> str:
-    """Return `__Host-` under https: browsers accept such a cookie only from this very host (RFC 6265bis, 4.1.3.2)."""
+    """Return `__Host-` under https: browsers accept such a cookie only from this exact host (RFC 6265bis, 4.1.3.2)."""
     return '__Host-' if settings.https else ''
 
 
 def configure_cookies(app: Flask, settings: Settings) -> None:
     app.config.update(
         SECRET_KEY_FALLBACKS=list(settings.secret_key_fallbacks),
-        # Cookies do not know ports: "session" would collide with other apps on localhost.
+        # Cookies are shared between ports, so the name "session" would collide with other apps on localhost.
         SESSION_COOKIE_NAME=f'{cookie_prefix(settings)}zendesk_oauth_session',
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE='Lax',
@@ -128,7 +127,7 @@ def configure_cookies(app: Flask, settings: Settings) -> None:
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's sessions, with tolerance for clock skew. A malformed cookie opens an empty session."""
+    """Flask's sessions, with tolerance for clock skew. A malformed cookie results in an empty session."""
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
         serializer = super().get_signing_serializer(app)
@@ -147,7 +146,7 @@ class Sessions(SecureCookieSessionInterface):
 
 
 class SkewTolerantSigner(TimestampSigner):
-    """Accept signatures up to CLOCK_SKEW seconds ahead: itsdangerous takes a negative age for an expired one."""
+    """Accept signatures from up to CLOCK_SKEW seconds in the future, which itsdangerous treats as expired."""
 
     def unsign(self, signed_value: str | bytes, max_age: int | None = None, return_timestamp: bool = False) -> Any:
         value, signed_at = super().unsign(signed_value, return_timestamp=True)
@@ -158,7 +157,7 @@ class SkewTolerantSigner(TimestampSigner):
 
 
 def remember(response: BaseResponse, pending: AuthorizationRequest) -> BaseResponse:
-    """Set the cookie of a pending authorization request, and delete all but the newest of the others."""
+    """Set the cookie of a pending authorization request. Delete all but the newest MAX_PENDING cookies."""
     others = sorted(name for name in request.cookies if name.startswith(pending.cookie_prefix))
     for name in others[: 1 - MAX_PENDING]:
         response.set_cookie(name, **{**pending.cookie_options, 'max_age': 0})
@@ -171,10 +170,10 @@ def remember(response: BaseResponse, pending: AuthorizationRequest) -> BaseRespo
 
 def is_navigation(request: Request) -> bool:
     """
-    Return True if a user is going to this page: not a HEAD, an image's or a frame's address, or a prefetch.
+    Return True if the request opens a page in a tab: no HEAD request, prefetch, image or frame.
 
-    Browsers say so in Sec-Fetch-Dest and Sec-Purpose (https://www.w3.org/TR/fetch-metadata/). Clients without these
-    headers are believed.
+    Browsers send Sec-Fetch-Dest and Sec-Purpose (https://www.w3.org/TR/fetch-metadata/). A request without these
+    headers counts as a navigation.
     """
     return (
         request.method == 'GET'
@@ -184,15 +183,15 @@ def is_navigation(request: Request) -> bool:
 
 
 def comes_from_this_site(request: Request) -> bool:
-    """Return True unless a browser says that another site, or another port of localhost, leads here."""
+    """Return False if the browser reports that another site, or another port of localhost, sent the request."""
     return request.headers.get('Sec-Fetch-Site', 'none') in ('same-origin', 'none')
 
 
 def form_is_ours(request: Request, origin: str) -> bool:
     """
-    Return True if a form was sent by a page of this origin, or by no browser (as Go's http.CrossOriginProtection does).
+    Return True if a page of this origin sent the form, or a client other than a browser.
 
-    `same-site` does not count: to browsers, all ports of localhost are one site.
+    The check follows Go's http.CrossOriginProtection. It refuses `same-site`: all ports of localhost are one site.
     """
     if 'Sec-Fetch-Site' in request.headers:
         return comes_from_this_site(request)
@@ -210,8 +209,8 @@ def show_error(error: ZendeskOAuthError) -> ResponseReturnValue:
 
 
 def show_http_error(error: HTTPException) -> ResponseReturnValue:
-    """Render Flask's own errors, such as 404 and 500, as a page of this app."""
-    logger.info('{} {}', error.code, error.name)
+    """Render HTTP errors, such as 404 and 500, as a page of this app."""
+    logger.info('{} {}: {}', error.code, error.name, request.path)
     response = error.get_response()
     response.content_type = 'text/html; charset=utf-8'
     advice = 'Go back to the home page and try again.'
@@ -226,9 +225,9 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
 
 def stop_if_port_is_taken(port: int) -> None:
     """
-    End the process if another program listens on localhost's `port`: browsers would show its pages.
+    Exit if another program listens on `port` of localhost, because browsers would show its pages.
 
-    "localhost" is two addresses. Browsers try ::1 first, and this app listens on 127.0.0.1. Werkzeug reports all other
+    "localhost" has two addresses. Browsers try ::1 first, but this app listens on 127.0.0.1. Werkzeug reports all other
     problems with the port.
     """
     for address in ('127.0.0.1', '::1'):
@@ -236,7 +235,5 @@ def stop_if_port_is_taken(port: int) -> None:
             socket.create_connection((address, port), timeout=1).close()
         except OSError:
             continue
-        logger.error(
-            'Port {} is taken by another program, perhaps by this app in another terminal. Stop it first', port
-        )
+        logger.error('Port {} is in use, perhaps by this app in another terminal. Stop that program first', port)
         raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""The log: loguru, one line per event, no secrets; the standard loggers of the package and of the servers go along."""
+"""Set up loguru: no secrets, and short lines in the terminal. It also receives the package's standard log records."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ import logging
 import os
 import re
 import sys
+import textwrap
+from typing import Any
 
 from loguru import logger
 
+COLUMNS = 80  # of the terminal
 
-def init() -> None:
-    """
-    Set up the log, with one line per event.
 
-    It has no values of variables, which loguru shows by default, and no queries, which hold the code. LOGURU_LEVEL in
-    the environment is the lowest level that is logged.
+def init(terminal: bool = False) -> None:
     """
+    Set up the log: for a `terminal`, short lines and no access log; else loguru's format, with one line per event.
+
+    It shows no values of variables, which loguru shows by default, and no URL queries, which can hold an authorization
+    code. The environment variable LOGURU_LEVEL sets the lowest level.
+    """
+    options: dict[str, Any] = {'format': terminal_format} if terminal else {}
     try:
         logger.remove(0)  # loguru's default handler
-        logger.add(sys.stderr, diagnose=False, backtrace=False)
+        logger.add(sys.stderr, diagnose=False, backtrace=False, **options)
         logger.configure(patcher=lambda record: record.update({'message': one_line(record['message'])}))
-    except ValueError:  # somebody else has configured the handlers
+    except ValueError:  # the handlers are already configured
         pass
     package = logging.getLogger('zendesk_oauth')
     package.handlers = [InterceptHandler()]
     package.propagate = False
     package.setLevel(logger.level(os.environ.get('LOGURU_LEVEL', 'DEBUG')).no)
     logging.getLogger('werkzeug').addFilter(drop_query)  # adding it again changes nothing
+    if terminal:
+        logging.getLogger('werkzeug').setLevel(logging.WARNING)  # the steps of a request are already in the log
     for name in ('gunicorn.access', 'gunicorn.error'):
         logging.getLogger(name).addFilter(drop_query)
         logging.getLogger(name).addFilter(escape_controls)
@@ -41,17 +48,42 @@ class InterceptHandler(logging.Handler):
         frame, depth = inspect.currentframe(), 0
         while frame and (depth == 0 or frame.f_code.co_filename == logging.__file__):
             frame, depth = frame.f_back, depth + 1
-        logger.opt(depth=depth, exception=record.exc_info).log(record.levelname, record.getMessage())
+        exchange = record.name == 'zendesk_oauth.exchange'
+        logger.bind(exchange=exchange).opt(depth=depth, exception=record.exc_info).log(
+            record.levelname, record.getMessage()
+        )
+
+
+def terminal_format(record: Any) -> str:
+    """
+    Return the format of an event: the time, "app" or "Zendesk", and the message, wrapped at COLUMNS.
+
+    An exchange with Zendesk becomes two lines, the app's request and Zendesk's response.
+    """
+    message, level = record['message'], record['level']
+    if record['extra'].get('exchange'):
+        request, _, response = message.partition(': ')
+        events = [('app', request), ('Zendesk', response)]
+    else:
+        source = 'Zendesk' if record['name'].startswith('practice_zendesk') else 'app'
+        events = [(source, f'{level.name}: {message}' if level.no >= logging.WARNING else message)]
+    lines = []
+    for source, text in events:
+        start = f'{record["time"]:HH:mm:ss} {source:<7} '
+        lines += textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=' ' * len(start))
+    record['extra']['lines'] = '\n'.join(lines)  # loguru would interpret braces and tags in the format
+    color = 'yellow' if level.no >= logging.WARNING else 'normal'
+    return f'<{color}>{{extra[lines]}}</{color}>\n{{exception}}'
 
 
 def drop_query(record: logging.LogRecord) -> bool:
-    """Shorten the address in a line of a server's log to its path."""
+    """Shorten the URL in a line of a server's log to its path."""
     record.msg, record.args = re.sub(r'\?.*(?= HTTP/)|\?.*$', '', record.getMessage(), flags=re.DOTALL), ()
     return True
 
 
 def escape_controls(record: logging.LogRecord) -> bool:
-    """Escape control characters, so that a path can neither forge a line nor color the terminal."""
+    """Escape control characters: a path could forge a line of the log or change the terminal's colors."""
     record.msg, record.args = one_line(record.getMessage()), ()
     return True
 

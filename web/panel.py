@@ -1,8 +1,8 @@
 """
 Practice mode's panel: the log lines of this request and of the redirects before it.
 
-The lines that are logged while a request is handled are kept with the request. After a redirect they wait in memory for
-the next page: practice mode is one process.
+The panel keeps the lines of each request. After a redirect they stay in memory until the next page, which works because
+practice mode has only one process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from loguru import logger
 
 COOKIE = 'zendesk_oauth_panel'
 MAX_REQUESTS = 10  # in one panel; the oldest are dropped first
-MAX_WAITING = 100  # redirects that no browser has followed yet; the oldest are dropped first
+MAX_WAITING = 100  # redirects that a browser has not followed yet; the oldest are dropped first
 
 
 @dataclass
 class RequestLog:
-    """One request: its method and path as `title`, its `lines` as (time of day, text), and its redirect, if any."""
+    """One request: its method and path (`title`), its `lines` (time of day, text), and its redirect, if any."""
 
     title: str
     lines: list[tuple[str, str]] = field(default_factory=list)
@@ -38,9 +38,9 @@ _lock = threading.Lock()
 
 def init_app(app: Flask, controls: str) -> None:
     """
-    Keep the log lines of each request; templates find them in `request_logs`.
+    Keep the log lines of each request, and pass them to all templates as `request_logs`.
 
-    `controls` is the address of the practice Zendesk's control page.
+    `controls` is the URL of the practice Zendesk's control page.
     """
     logger.add(_keep, level='DEBUG', format='{message}')
     logging.getLogger('zendesk_oauth').setLevel(logging.DEBUG)
@@ -65,7 +65,7 @@ def init_app(app: Flask, controls: str) -> None:
 
 
 def _keep(message: object) -> None:
-    """Keep a log line with its request; the threads of the practice Zendesk have none of these requests."""
+    """Keep a log line with its request. The threads of the practice Zendesk have no request of the app."""
     if has_request_context() and 'request_logs' in g:
         record = message.record  # type: ignore[attr-defined]
         g.request_logs[-1].lines.append((record['time'].strftime('%H:%M:%S'), record['message']))
@@ -75,7 +75,7 @@ def _wait_for_redirect(response: Response) -> None:
     """
     Keep the lines until the browser has followed the redirect.
 
-    After a redirect to Zendesk the state identifies them, so that two tabs do not mix; within the app a cookie does.
+    After a redirect to Zendesk the state identifies them, so two tabs do not mix. Within the app a cookie does.
     """
     address = urlsplit(str(response.location))
     g.request_logs[-1].redirected_to = address._replace(query='', fragment='').geturl()
@@ -89,7 +89,7 @@ def _wait_for_redirect(response: Response) -> None:
 
 
 def _from_redirects() -> list[RequestLog]:
-    """Return the lines of the redirects that led here."""
+    """Return the lines of the preceding redirects."""
     keys = (request.cookies.get(COOKIE, ''), request.args.get('state', ''))
     with _lock:
         return [request_log for key in keys for request_log in _waiting.pop(key, [])]

@@ -1,5 +1,5 @@
 """
-An OAuth client for Zendesk, for web apps: the authorization code flow with PKCE, and refresh tokens that rotate.
+An OAuth client for Zendesk: the authorization code flow with PKCE, and rotating refresh tokens.
 
     oauth = ZendeskOAuth(
         zendesk_url='https://mondocam.zendesk.com',
@@ -11,7 +11,7 @@ An OAuth client for Zendesk, for web apps: the authorization code flow with PKCE
     )
     response = oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
 
-It reads no settings, knows no web framework, and logs to the standard logger `zendesk_oauth`.
+It reads no settings, imports no web framework, and logs to the standard logger `zendesk_oauth`.
 """
 
 from zendesk_oauth import errors

@@ -1,10 +1,10 @@
 """
-Authorization requests: each one is bound to one browser, is valid for ten minutes, and is used once.
+Authorization requests: each is bound to one browser, is valid for ten minutes, and can be completed once.
 
-A request is identified by its `state`, 256 random bits that go to Zendesk and come back. The browser keeps one signed
-cookie per request, so parallel tabs cannot interfere with each other. The cookie's name carries the time; its value is
-a signature of time, state and user. The PKCE code verifier is computed from the state and the client secret. So nothing
-is stored for a user who never comes back, and the cookie reveals neither state nor verifier.
+The `state`, 256 random bits, identifies a request: it goes to Zendesk and comes back in the callback. The browser keeps
+one signed cookie per request, so parallel tabs cannot interfere with each other. The cookie's name contains the time,
+and its value is a signature of the time, the state and the user. The PKCE code verifier is derived from the state and
+the client secret, so the server stores nothing, and the cookie reveals neither the state nor the verifier.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class AuthorizationRequest:
     """
     A pending authorization request: `state` and `code_challenge` go to Zendesk, the cookie goes to the browser.
 
-    `cookie_options` are keywords of a framework's `set_cookie`. All cookies of pending requests have names that begin
-    with `cookie_prefix`, and the newest one sorts last.
+    `cookie_options` are keyword arguments for a framework's `set_cookie`. All cookies of pending requests have names
+    that begin with `cookie_prefix`, and the newest name sorts last.
     """
 
     state: str = field(repr=False)
@@ -62,20 +62,20 @@ class Authorization:
         self._key = hmac.digest(client_secret.encode(), b'zendesk_oauth: authorization requests', 'sha256')
         self._redirect_uri, self._scope, self._issuer = redirect_uri, scope, issuer
         self._https = urlsplit(redirect_uri).scheme == 'https'
-        # With the prefix __Host-, browsers accept the cookie only from this very host, over https.
+        # Browsers accept a cookie with the prefix __Host- only from this exact host, over https.
         self._cookie_prefix = ('__Host-' if self._https else '') + COOKIE_NAME
 
     def begin(self, user_id: str | None) -> AuthorizationRequest:
         """Return a new authorization request, bound to the browser and, unless it is None, to the user."""
         state, started = secrets.token_urlsafe(32), int(time.time())
-        log.debug('The state of the authorization request is %s', fingerprint(state))
+        log.debug('Created state %s and a code verifier for this browser', fingerprint(state))
         return AuthorizationRequest(
             state=state,
             code_challenge=code_challenge(self.code_verifier(state)),
             cookie_prefix=self._cookie_prefix,
             cookie_name=f'{self._cookie_prefix}{started}_{digest(state)[:16]}',
             cookie_value=self._signature(started, state, user_id),
-            # Lax: the browser sends the cookie when Zendesk redirects it back, and not with other cross-site requests.
+            # Lax: the browser sends the cookie when Zendesk redirects it back, but not with other cross-site requests.
             cookie_options={
                 'max_age': COOKIE_LIFETIME,
                 'secure': self._https,
@@ -90,13 +90,13 @@ class Authorization:
         """
         Verify that this browser and user began the callback's request less than LIFETIME seconds ago.
 
-        Do so before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
+        Call it before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
 
         Returns:
-            The state, and when it can be forgotten (seconds since 1970).
+            The state and its expiry time (seconds since 1970).
 
         Raises:
-            StateCookieMissing: the browser sent no cookie of an authorization request.
+            StateCookieMissing: the browser sent no cookie of any authorization request.
             AuthorizationExpired: the request is too old.
             AuthorizationError: the state is missing, malformed or unknown.
         """
@@ -115,15 +115,14 @@ class Authorization:
         if not pending:
             origin = '{0.scheme}://{0.netloc}'.format(urlsplit(self._redirect_uri))
             raise StateCookieMissing(
-                'The browser sent no cookie of an authorization request: the request was started in another browser, '
-                f'under another name than {origin} (to browsers, localhost and 127.0.0.1 are two hosts), or long ago; '
-                f'or cookies are blocked. Start at {origin}, with cookies allowed',
-                advice=f'Please start at {origin}, under exactly this name, with cookies allowed, and finish in the '
-                'same browser.',
+                'The browser sent no cookie of an authorization request. The user started in another browser, at an '
+                f'address other than {origin} (localhost and 127.0.0.1 have separate cookies), or more than an hour '
+                f'ago, or the browser blocks cookies. Start again at {origin}',
+                advice=f'Please start again at {origin}, allow cookies, and finish in the same browser.',
             )
         raise AuthorizationError(
-            'The state does not belong to a pending authorization request of this browser. The link was probably '
-            'opened in another browser. No action needed'
+            'This browser did not start the authorization request with this state. The link was probably opened in '
+            'another browser. No action is needed'
         )
 
     def code(self, query: Mapping[str, str]) -> str:
@@ -132,7 +131,7 @@ class Authorization:
 
         Raises:
             AccessDenied, AuthorizationError, SetupError: Zendesk sent an error (RFC 6749, section 4.1.2.1).
-            AuthorizationError: the callback is of another issuer (RFC 9207), or has no valid code.
+            AuthorizationError: the callback names another issuer (RFC 9207) or has no valid code.
         """
         if 'iss' in query and _only(query, 'iss') != self._issuer:
             raise AuthorizationError('The callback names another issuer: it may come from another server')
@@ -143,11 +142,11 @@ class Authorization:
             raise _authorization_error(error)
         code = _only(query, 'code')
         if len(code) > 1024:
-            raise AuthorizationError('The code is longer than any that Zendesk sends')
+            raise AuthorizationError('The code has more than 1024 characters')
         return code
 
     def code_verifier(self, state: str) -> str:
-        """Return the PKCE code verifier, 43 characters that only this client can compute (RFC 7636, section 4.1)."""
+        """Return the PKCE code verifier: 43 characters that only this client can compute (RFC 7636, section 4.1)."""
         return self._mac(f'code verifier {state}')
 
     def _signature(self, started: int, state: str, user_id: str | None) -> str:
@@ -158,7 +157,7 @@ class Authorization:
 
 
 def code_challenge(code_verifier: str) -> str:
-    """Return the code challenge of a verifier, by the method S256 (RFC 7636, section 4.2)."""
+    """Return the code challenge of a verifier (method S256; RFC 7636, section 4.2)."""
     return digest(code_verifier)
 
 
@@ -166,7 +165,7 @@ def digest(text: str) -> str:
     return _base64url(hashlib.sha256(text.encode()).digest())
 
 
-# The errors of an authorization response that wrong settings cause (RFC 6749, section 4.1.2.1).
+# The errors of an authorization response that have their cause in the settings (RFC 6749, section 4.1.2.1).
 SETUP_ERROR_CODES = {'invalid_request', 'unauthorized_client', 'unsupported_response_type', 'invalid_scope'}
 
 
@@ -178,14 +177,14 @@ def _authorization_error(error: str) -> AuthorizationError:
         return AuthorizationError(
             'Zendesk is temporarily unavailable. Try again later',
             status=503,
-            title='Zendesk is busy',
+            title='Zendesk is temporarily unavailable',
             advice='Please try again in a moment.',
         )
     if error == 'server_error':
         return AuthorizationError(
             'Zendesk had an internal error. Try again later',
             status=502,
-            title='Zendesk could not answer',
+            title='The request to Zendesk failed',
             advice='Please try again in a moment.',
         )
     return AuthorizationError(
@@ -196,12 +195,12 @@ def _authorization_error(error: str) -> AuthorizationError:
 
 
 def _only(query: Mapping[str, str], name: str) -> str:
-    """Return the parameter, which must be there exactly once, in visible ASCII."""
-    getlist = getattr(query, 'getlist', None)  # of Flask, Django and Starlette; a dict has one value per name
+    """Return the parameter. Raise AuthorizationError unless it occurs exactly once, in visible ASCII."""
+    getlist = getattr(query, 'getlist', None)  # Flask, Django and Starlette have it; a dict has one value per name
     values = getlist(name) if getlist else [query[name]] if name in query else []
     if len(values) != 1 or not re.fullmatch('[!-~]+', values[0]):
         raise AuthorizationError(
-            f'The parameter {name} is missing, malformed or repeated: this is not a response of Zendesk'
+            f'The parameter {name} is missing, malformed or repeated: this callback does not come from Zendesk'
         )
     return str(values[0])
 

@@ -1,4 +1,4 @@
-"""The OAuth client: begin and complete an authorization request, request tokens, call the API, revoke."""
+"""The OAuth client: authorization requests, token requests, API requests, revocation, stored tokens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from zendesk_oauth.errors import (
     StoreError,
     ZendeskError,
     ZendeskOAuthError,
+    ZendeskTimeout,
 )
 from zendesk_oauth.stores import Record, Store
 from zendesk_oauth.transport import Response
@@ -29,10 +30,10 @@ log = logging.getLogger('zendesk_oauth')
 
 class ZendeskOAuth:
     """
-    An OAuth client of one Zendesk account, with the tokens of all its users in `store`.
+    An OAuth client for one Zendesk account. `store` holds the tokens of all users.
 
-    `zendesk_url` is the account's address, such as https://mondocam.zendesk.com. Threads and forked processes can share
-    an instance.
+    `zendesk_url` is the address of the account, for example https://mondocam.zendesk.com. Threads and forked processes
+    can share an instance.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class ZendeskOAuth:
 
     def authorization_request(self, user_id: None) -> AuthorizationRequest:
         """
-        Return a new authorization request: `state` and `code_challenge`, and the cookie that binds it to the browser.
+        Return a new authorization request: its `state`, `code_challenge` and the cookie that binds it to the browser.
 
-        With `user_id=None` it is bound to the browser alone. (RFC 6749, section 4.1.1; RFC 7636, section 4.3.)
+        With `user_id=None` it is bound to the browser only (RFC 6749, section 4.1.1; RFC 7636, section 4.3).
         """
         return self._authorization.begin(user_id)
 
@@ -71,23 +72,23 @@ class ZendeskOAuth:
         Call it before using anything else in the query (RFC 9700, section 4.7).
 
         Raises:
-            AuthorizationError: this browser did not begin the request, the request is too old, or it was already used.
-            StoreError: the state can't be marked as used.
+            AuthorizationError: another browser began the request, or the request has expired or was already used.
+            StoreError: the store can't mark the state as used.
         """
         state, expires_at = self._authorization.verified_state(query, cookies, None)
-        # Deleting the cookie would not stop simultaneous requests, so the store remembers the state.
+        # Deleting the cookie would not stop simultaneous requests, so mark the state as used in the store.
         if not self.store.consume_once(digest(state), expires_at):
-            raise AuthorizationError('The state was already used: the callback was opened twice. No action needed')
-        log.info('The state %s belongs to this browser and is used for the first time', endpoints.fingerprint(state))
+            raise AuthorizationError('The state was already used: the callback was opened twice. No action is needed')
+        log.info('State %s is valid: this browser started the request', endpoints.fingerprint(state))
         return self._authorization.code_verifier(state)
 
     def authorization_code(self, query: Mapping[str, str]) -> str:
         """
-        Return the authorization code of a callback whose state is consumed.
+        Return the authorization code of a callback. Call `consume_state` first.
 
         Raises:
             AccessDenied: the user did not grant access.
-            AuthorizationError, SetupError: Zendesk sent another error, or no valid code (RFC 6749, section 4.1.2.1).
+            AuthorizationError, SetupError: Zendesk sent another error or no valid code (RFC 6749, section 4.1.2.1).
         """
         return self._authorization.code(query)
 
@@ -95,43 +96,48 @@ class ZendeskOAuth:
 
     def request_tokens(self, form: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Send `form` to the token endpoint, once, and return the tokens (RFC 6749, sections 4.1.3 and 6).
+        Send `form` to the token endpoint once and return the tokens (RFC 6749, sections 4.1.3 and 6).
 
-        Zendesk deletes the old tokens when it refreshes them, so the store is checked first: new tokens that can't be
-        stored are not requested.
+        Before a refresh, check that the store is writable, because Zendesk deletes the old tokens.
 
         Returns:
             `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at`
-            (seconds since 1970, or None if Zendesk does not say).
+            (seconds since 1970, or None if unknown).
 
         Raises:
-            InvalidGrant: the code or the refresh token is used, expired or revoked.
-            ZendeskError: anything else. The old tokens may be valid.
-            StoreError: the store is not writable. No refresh was sent.
+            InvalidGrant: the code or the refresh token is expired, used or unknown.
+            ZendeskError: any other failure. The old tokens may still be valid.
+            StoreError: the store is not writable. The refresh was not sent.
         """
         return self._request_tokens(form, to_be_stored=True)
 
     def _request_tokens(self, form: Mapping[str, Any], to_be_stored: bool) -> dict[str, Any]:
         if form['grant_type'] == 'refresh_token':
             if not TOKEN.fullmatch(form['refresh_token']):
+                log.info('No usable refresh token is stored: not sending a request')
                 raise InvalidGrant(
                     'No usable refresh token is stored: the OAuth client issues none, or the stored token was edited'
                 )
             if to_be_stored:
                 self.store.check_writable()
-        return endpoints.tokens_from(endpoints.send(self._zendesk_url, 'POST', '/oauth/tokens', form=form), form)
+        try:
+            return endpoints.tokens_from(endpoints.send(self._zendesk_url, 'POST', '/oauth/tokens', form=form), form)
+        except ZendeskError as error:
+            if type(error) in (ZendeskError, ZendeskTimeout):  # Zendesk may have issued tokens that did not arrive
+                error.advice += ' If the app then asks for access, grant it again.'
+            raise
 
     def api_request(self, method: str, path: str, *, headers: Mapping[str, str]) -> Response:
         """
-        Send one API request and return the response, with any status. It does not refresh tokens.
+        Send one API request and return the response, with any status. Do not refresh the tokens.
 
-        A token that cannot be sent in a header gets a 401 without a request.
+        If the access token cannot be sent in a header, return a 401 without a request.
 
         Raises:
-            ZendeskError: no response.
+            ZendeskError: Zendesk sent no valid HTTP response.
         """
         if not TOKEN.fullmatch(headers['Authorization'].removeprefix('Bearer ')):
-            # Edited by hand: Zendesk never issues such a token.
+            # Zendesk never issues such a token: it was edited by hand.
             return Response(401, {}, b'')
         return endpoints.send(self._zendesk_url, method, path, headers=headers)
 
@@ -139,8 +145,8 @@ class ZendeskOAuth:
         """
         Revoke both tokens of a grant. Return True if Zendesk then rejects the access token.
 
-        With `best_effort`, send one request of at most 3 seconds and return True if Zendesk confirms it. Return False
-        without tokens.
+        With `best_effort`, send one request of at most 3 seconds and return True if Zendesk confirms it. If `tokens`
+        is None, return False.
         https://developer.zendesk.com/documentation/api-basics/authentication/revoking-oauth-token
         """
         if tokens is None:
@@ -150,30 +156,31 @@ class ZendeskOAuth:
                 return self._revoke(tokens['access_token'], timeout=BEST_EFFORT_TIMEOUT) != 401
             return self._revoke_and_verify(tokens)
         except ZendeskOAuthError as error:
-            log.warning('Could not revoke the tokens, so they may still be valid. %s', error)
+            log.warning('The tokens could not be revoked and may still be valid. %s', error)
             return False
 
     def _revoke_and_verify(self, tokens: Mapping[str, Any]) -> bool:
         access_token = tokens['access_token']
         if self._revoke(access_token) == 401:
-            # Only a valid access token can revoke its refresh token, which is valid for longer.
-            log.info('Zendesk rejected the access token (401): refreshing, then revoking the new tokens')
+            # Only a valid access token can revoke the refresh token, which is valid for longer.
+            log.info('The access token has expired: refreshing to revoke the new tokens')
             form = self._refresh_form(tokens.get('refresh_token', ''))
             access_token = self._request_tokens(form, to_be_stored=False)['access_token']
             if self._revoke(access_token) == 401:
-                raise NewTokenRejected('Zendesk rejected the new access token (401), so it has revoked nothing')
+                raise NewTokenRejected('Zendesk rejected the new access token (401) and revoked nothing')
         # Zendesk has been reported to return 204 without revoking.
+        log.debug('Checking that Zendesk now rejects the access token')
         status = self.api_request('GET', '/api/v2/users/me', headers=_bearer(access_token)).status_code
         if status == 401:
-            log.info('Zendesk rejects the access token: the tokens are revoked')
+            log.info('Zendesk rejects the access token (401): it is revoked')
             return True
         log.warning(
-            'Zendesk confirmed the revocation, but responded with %s instead of 401 to the access token', status
+            'Zendesk confirmed the revocation, but still responds with %s instead of 401 to the access token', status
         )
         return False
 
     def _revoke(self, access_token: str, timeout: float | None = None) -> int:
-        """Send one revocation request; return the status, 401 or 2xx."""
+        """Send one revocation request and return the status: 401 or 2xx."""
         if not TOKEN.fullmatch(access_token):
             return 401
         response = endpoints.send(
@@ -194,7 +201,7 @@ class ZendeskOAuth:
             'client_id': self._client_id,
             'client_secret': self._client_secret,
             'scope': self._scope,
-            # The shortest lifetimes that Zendesk allows: these tokens are revoked at once.
+            # The shortest lifetimes that Zendesk allows, because these tokens are revoked immediately.
             'expires_in': 300,
             'refresh_token_expires_in': 604_800,
         }
@@ -203,9 +210,9 @@ class ZendeskOAuth:
 
     def refresh_lock(self, user_id: str) -> AbstractContextManager[Record | None]:
         """
-        Hold the lock for refreshing this user's tokens. All that share the store share the lock.
+        Hold the lock for refreshing this user's tokens. Everything that shares the store shares the lock.
 
-        The context manager yields the record as it is now, read past any cache, or None.
+        The context manager yields the current record, read past any cache, or None.
 
         Raises:
             LockTimeout: another refresh of the same tokens held the lock too long.
@@ -225,10 +232,10 @@ class ZendeskOAuth:
 
     def replace_tokens(self, user_id: str, old_refresh_token: str, tokens: Record | None) -> Record | None:
         """
-        Compare and swap: store the tokens if the stored refresh token is still the old one; None deletes the record.
+        Store the tokens if the stored refresh token is still the old one (compare and swap). None deletes the record.
 
         Returns:
-            The record that is stored now, or None. If it is another one, the new tokens are revoked (best effort).
+            The stored record, or None. If it is not `tokens`, the new tokens are revoked (best effort).
 
         Raises:
             StoreError: the new tokens can't be stored. They are revoked (best effort).
@@ -236,7 +243,7 @@ class ZendeskOAuth:
         with self._revoked_if_not_stored(tokens):
             stored = self.store.replace(user_id, old_refresh_token, tokens)
         if tokens is not None and stored != tokens:
-            log.info('The grant was deleted or renewed during the refresh: revoking the new tokens')
+            log.info('The stored tokens changed during the refresh: revoking the new ones')
             self.revoke_tokens(tokens, best_effort=True)
         return stored
 
@@ -244,10 +251,14 @@ class ZendeskOAuth:
     def _revoked_if_not_stored(self, tokens: Record | None) -> Iterator[None]:
         try:
             yield
-        except StoreError:
+        except StoreError as error:
             if tokens is not None:
                 log.warning('The new tokens cannot be stored: revoking them')
                 self.revoke_tokens(tokens, best_effort=True)
+                error.advice = (
+                    "Your new tokens couldn't be stored. Please grant access again. The app's log has the cause."
+                )
+                error.reauthorize = True
             raise
 
 

@@ -1,4 +1,4 @@
-"""Send requests to Zendesk, check its responses, and log each exchange with fingerprints in place of secrets."""
+"""Send requests to Zendesk, check the responses, and log each exchange with fingerprints instead of secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zendesk_oauth.transport import Response
 
 TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it is sent in a header (RFC 6749, A.12; RFC 6750, section 2.1)
 MAX_RETRY_AFTER = 300  # seconds
-MAX_DEPTH = 20  # levels of a response that are logged: without a limit, a deeply nested one raises RecursionError
+MAX_DEPTH = 20  # levels of a response to log: a deeply nested one would raise RecursionError
 
 log = logging.getLogger('zendesk_oauth')
 exchange_log = logging.getLogger('zendesk_oauth.exchange')
@@ -44,17 +44,17 @@ def send(
     """
     Send one request to Zendesk and return the response, with any status.
 
-    `form` becomes the body; `timeout` is in seconds for the whole exchange.
+    `form` becomes the body. `timeout` is the limit for the whole exchange, in seconds.
 
     Raises:
-        ZendeskTimeout: no response in time.
-        ZendeskError: no response, or one that is not HTTP.
+        ZendeskTimeout: Zendesk did not respond in time.
+        ZendeskError: Zendesk sent no valid HTTP response.
     """
     try:
         response = transport.send(method, zendesk_url + path, headers=headers, data=form, timeout=timeout)
     except (TimeoutError, ConnectionError) as error:
         if error.__cause__ is not None:
-            vars(error.__cause__).pop('request', None)  # error trackers would collect the form and the token
+            vars(error.__cause__).pop('request', None)  # error trackers would collect its form and token
         _log_exchange(method, path, headers or {}, form or {}, None)
         if isinstance(error, TimeoutError):
             raise ZendeskTimeout(f'{error}. Try again later') from error
@@ -69,11 +69,11 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at` (seconds
-        since 1970, or None if Zendesk does not say).
+        since 1970, or None if unknown).
 
     Raises:
-        InvalidGrant: the code or the refresh token is used, expired or revoked.
-        SetupError, ZendeskError: anything else.
+        InvalidGrant: the code or the refresh token is expired, used or unknown.
+        SetupError, ZendeskError: any other failure.
     """
     data, status, scope = _object(response), response.status_code, form.get('scope', '')
     error = data.get('error') if 400 <= status < 500 and status != 429 else None
@@ -85,54 +85,53 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
         raise unexpected_status(response, scope)
 
     tokens: dict[str, Any] = {'access_token': _token(data, 'access_token')}
-    if 'refresh_token' in data:  # an old client without expiration gets none
+    if 'refresh_token' in data:  # older OAuth clients, whose tokens do not expire, get none
         tokens['refresh_token'] = _token(data, 'refresh_token')
         tokens['refresh_token_expires_at'] = _expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
     if scope and data.get('scope', scope) != scope:
-        log.warning('Zendesk granted a scope other than %s: check the scopes of the OAuth client', scope)
+        log.warning('Zendesk granted another scope than %s: check the scopes of the OAuth client', scope)
     return tokens
 
 
 INVALID_GRANT = {
-    'authorization_code': 'the code is older than 120 seconds or was used before, or the redirect URI does not match '
-    "one of the OAuth client's Redirect URLs exactly",
-    'refresh_token': 'the refresh token is used, expired or revoked',
+    'authorization_code': 'the code is older than 120 seconds or was already used, or REDIRECT_URI does not match one '
+    "of the OAuth client's redirect URLs exactly",
+    'refresh_token': 'the refresh token is expired, used or unknown',
 }
 
 
 def user_from(response: Response) -> dict[str, str]:
     """
-    Return the `name` and the `role` of the user from Zendesk's response to "Show self".
+    Return the `name` and `role` of the user from Zendesk's response to "Show self".
 
     https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
 
     Raises:
-        NewTokenRejected: 401. The caller has just refreshed the token, so another refresh would not help.
+        NewTokenRejected: 401. The token is new, so another refresh would not help.
         InsufficientScope: 403.
         AnonymousUser: Zendesk ignored the access token.
-        ZendeskError: anything else.
+        ZendeskError: any other failure.
     """
     if response.status_code == 401:
         raise NewTokenRejected('Zendesk rejected the new access token (401): giving up')
     if response.status_code == 403:
         raise InsufficientScope(
-            'Zendesk responded with 403: allow the scope users:read to the OAuth client, and check the role of the '
-            'user',
-            advice='Zendesk does not let this app read your profile: the access that you granted lacks the permission '
-            'users:read, or your Zendesk user was demoted or suspended.',
+            'Zendesk responded with 403. Add the scope users:read to the OAuth client, and check the role of the user',
+            advice='Zendesk does not allow this app to read your profile. Either the access that you granted lacks the '
+            'scope users:read, or your Zendesk user was demoted or suspended.',
         )
     if response.status_code != 200:
         raise unexpected_status(response, 'users:read')
 
     user = _object(response).get('user')
     if not isinstance(user, dict):
-        raise ZendeskError('Zendesk responded with 200, but without a user')
-    # To a request without valid credentials Zendesk responds with 200 and an "Anonymous user", who has no id.
+        raise ZendeskError('Zendesk responded with 200 but without a user')
+    # If a request has no valid credentials, Zendesk responds with 200 and an "Anonymous user" without an id.
     if type(user.get('id')) is not int:
         raise AnonymousUser(
-            'Zendesk responded with an anonymous user: it ignored the access token. Check that no proxy removes the '
+            'Zendesk ignored the access token and returned its anonymous user. Check that no proxy removes the '
             'Authorization header, and that the address in the settings is the address of the API'
         )
     name, role = user.get('name'), user.get('role')
@@ -146,11 +145,11 @@ def unexpected_status(response: Response, scope: str) -> ZendeskError:
     status = response.status_code
     if status in (429, 503):
         retry_after = _retry_after(response.headers)
-        error, cause = (RateLimited, 'too many requests') if status == 429 else (ZendeskUnavailable, 'maintenance')
+        error, cause = (RateLimited, 'too many requests') if status == 429 else (ZendeskUnavailable, 'unavailable')
         return error(
-            f'Zendesk responded with {status}, {cause}. Try again later',
+            f'Zendesk responded with {status} ({cause}). Try again in {retry_after} s',
             retry_after=retry_after,
-            advice=f'Please try again, in {retry_after} s at the earliest.',
+            advice=f'Please wait {retry_after} {"second" if retry_after == 1 else "seconds"}, then try again.',
         )
     if status >= 500:
         return ZendeskError(f'Zendesk responded with {status}. Try again later')
@@ -166,8 +165,7 @@ def fingerprint(secret: str) -> str:
     """
     Return `#` and eight hexadecimal digits of the SHA-256 of a token or code, to identify it in the log.
 
-    They are too few to find a random token, and enough to tell two tokens apart. Not for passwords, which can be
-    guessed.
+    They distinguish tokens but do not reveal them. Do not use them for passwords, which can be guessed.
     """
     return '#' + hashlib.sha256(secret.encode('utf-8', 'replace')).hexdigest()[:8]
 
@@ -180,6 +178,7 @@ def fingerprints(data: Mapping[str, Any]) -> str:
 
 
 SECRET_NAME = re.compile('^(code|state)$|tokens?$|secret|verifier|password', re.IGNORECASE)
+ERROR_CODES = ('invalid_grant', 'invalid_token', *SETUP_ERRORS)  # other codes could contain anything
 SHOWN_HEADERS = ('Content-Type', 'Cache-Control', 'WWW-Authenticate', 'Retry-After')
 
 
@@ -187,12 +186,13 @@ def _log_exchange(
     method: str, path: str, headers: Mapping[str, str], form: Mapping[str, Any], response: Response | None
 ) -> None:
     """
-    Log one exchange as one record, with the messages as data in `request` and `response` (None if there was none).
+    Log one exchange as one record, with both messages as data in `request` and `response` (None without a response).
 
-    Fingerprints replace the secrets: each field with a secret's name, and each copy of a known one. A body that is not
-    a JSON object is left out, because it could contain anything.
+    Fingerprints replace all secrets: the values of fields with a secret's name, and their copies in other fields. A
+    body that is not a JSON object is omitted, because it could contain anything. The level is DEBUG for GET, else INFO.
     """
-    if not exchange_log.isEnabledFor(logging.DEBUG):
+    level = logging.DEBUG if method == 'GET' else logging.INFO
+    if not exchange_log.isEnabledFor(level):
         return
     access_token = headers.get('Authorization', '').removeprefix('Bearer ')
     data = _object(response) if response else {}
@@ -224,16 +224,17 @@ def _log_exchange(
     outcome = 'no response'
     if response is not None:
         issued = fingerprints(data)
-        outcome = f'{response.status_code} with {issued}' if issued else str(response.status_code)
+        code = data.get('error') if data.get('error') in ERROR_CODES else ''
+        outcome = f'{response.status_code} {code}'.rstrip() + (f' with {issued}' if issued else '')
     message = f'{method} {path} with {sent_with}: {outcome}' if sent_with else f'{method} {path}: {outcome}'
-    exchange_log.debug('%s', message, extra={'request': request, 'response': received})
+    exchange_log.log(level, '%s', message, extra={'request': request, 'response': received})
 
 
 # --- Reading a response --- #
 
 
 def _object(response: Response) -> dict[str, Any]:
-    """Return the JSON object of the response, or `{}` if it is something else."""
+    """Return the JSON object in the response, or `{}` if the content is something else."""
     data = response.json()
     return data if isinstance(data, dict) else {}
 
@@ -251,12 +252,12 @@ def _expiry(lifetime: Any) -> int | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> int:
-    """Return the seconds to wait, within bounds."""
+    """Return the number of seconds to wait, from 1 to MAX_RETRY_AFTER."""
     header = headers.get('Retry-After', '')
     seconds = int(header) if re.fullmatch('[0-9]{1,9}', header) else 30
     return min(max(seconds, 1), MAX_RETRY_AFTER)
 
 
 def _printable(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold and UTF-8 cannot."""
+    """Replace lone surrogates, which are valid in JSON but not in UTF-8."""
     return text.encode('utf-8', 'replace').decode('utf-8')

@@ -1,4 +1,4 @@
-"""Every way in which connecting to Zendesk can fail: one text for the user's page, another one for the log."""
+"""All errors of the package. Each has a title and advice for the user's page, and a message for the log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 class ZendeskOAuthError(Exception):
     """
-    The base of all errors of this package.
+    The base class of all errors of this package.
 
     `title` and `advice` are for the user, and `status` is the HTTP status of the page. If `reauthorize` is true, the
-    user can go on by granting access again. `retry_after` is the number of seconds to wait, or None if unknown. The
-    exception's text is for the log: it names the cause and the remedy, and repeats no value that came from outside.
+    user must grant access again to continue. `retry_after` is the number of seconds to wait, or None if unknown. The
+    message is for the log: it names the cause and the remedy, and contains no value from a request or a response.
     """
 
     status = 500
@@ -21,7 +21,7 @@ class ZendeskOAuthError(Exception):
     retry_after: int | None = None
 
     def __init__(self, message: str, **page: Any) -> None:
-        """`page` replaces attributes of the class, such as `title`."""
+        """Create the error. The keywords in `page` override attributes of the class, such as `title`."""
         super().__init__(message)
         vars(self).update(page)
 
@@ -51,7 +51,7 @@ class AuthorizationExpired(AuthorizationError):
     """The authorization request is more than ten minutes old."""
 
     title = 'That took too long'
-    advice = 'A request for access is valid for ten minutes. Please start again.'
+    advice = 'An authorization request is valid for ten minutes. Please start again.'
 
 
 class AccessDenied(AuthorizationError):
@@ -66,21 +66,26 @@ class AccessDenied(AuthorizationError):
 
 
 class ZendeskError(ZendeskOAuthError):
-    """Zendesk did not do what was requested, or its response was lost. The stored tokens are unchanged."""
+    """Zendesk refused the request, or did not send a valid response. The stored tokens are unchanged."""
 
     status = 502
-    title = 'Zendesk could not answer'
-    advice = 'Please try again in a moment. If the app then asks you for access, grant it once more.'
+    title = 'The request to Zendesk failed'
+    advice = 'Please try again in a moment.'
 
 
 class InvalidGrant(ZendeskError):
-    """The code or the refresh token is used, expired or revoked (RFC 6749, section 5.2): the user must grant again."""
+    """
+    Zendesk refused the authorization code or the refresh token: it is expired, used or unknown.
+
+    The user must grant access again (RFC 6749, section 5.2).
+    """
 
     status = 400
     title = 'The authorization code is no longer valid'
     advice = (
-        'The authorization code has expired or was already used. Codes are valid for two minutes, for one use. Please '
-        'start again. If this happens every time, REDIRECT_URI does not match any Redirect URL of the OAuth client.'
+        'The authorization code has expired or was already used. A code is valid for two minutes and for one use. '
+        'Please start again. If this happens every time, check that REDIRECT_URI matches one of the redirect URLs of '
+        'the OAuth client exactly.'
     )
     reauthorize = True
 
@@ -89,26 +94,28 @@ class ZendeskTimeout(ZendeskError):
     """Zendesk did not respond in time."""
 
     status = 504
-    title = 'Zendesk did not answer in time'
+    title = 'Zendesk did not respond in time'
 
 
 class ZendeskUnavailable(ZendeskError):
     """Zendesk is temporarily unavailable (503)."""
 
     status = 503
-    title = 'Zendesk is busy'
+    title = 'Zendesk is temporarily unavailable'
 
 
 class RateLimited(ZendeskUnavailable):
     """The account has made too many requests (429)."""
 
+    title = 'Too many requests to Zendesk'
+
 
 class SetupError(ZendeskError):
-    """A setting of the app or of its OAuth client is wrong; only the operator can correct it."""
+    """A setting of the app or of its OAuth client is wrong. Only the operator of the app can correct it."""
 
 
 class InsufficientScope(ZendeskError):
-    """The access token is valid, but does not allow this request (403; RFC 6750, section 3.1)."""
+    """The access token does not allow this request (403; RFC 6750, section 3.1)."""
 
     status = 403
     title = 'A permission is missing'
@@ -126,7 +133,7 @@ class NewTokenRejected(ZendeskError):
 class AnonymousUser(ZendeskError):
     """Zendesk ignored the access token and returned its anonymous user."""
 
-    title = 'Zendesk does not recognise you'
+    title = 'Zendesk does not recognize you'
     advice = (
         'Zendesk ignored the access token. Grant access again. '
         'If this keeps happening, a proxy is removing the Authorization header.'
@@ -136,18 +143,18 @@ class AnonymousUser(ZendeskError):
 
 # What is wrong and what to do about it, by Zendesk's error code (RFC 6749, sections 4.1.2.1 and 5.2).
 _OTHER_CLIENT = (
-    'The OAuth client does not fit this app',
-    'In the Admin Center, check that the kind of the OAuth client is Confidential, and check its Redirect URLs',
+    'The OAuth client is not set up for this app',
+    'In Admin Center, check that the client kind is Confidential and that the redirect URLs are correct',
 )
 SETUP_ERRORS = {
     'invalid_client': (
-        "Zendesk does not accept the app's client secret",
-        'Check ZENDESK_CLIENT_SECRET (copy it again; if it is lost, make a new one in the Admin Center), and check '
-        'that ZENDESK_CLIENT_ID is the Identifier of the same OAuth client, which is a text and not a number',
+        'Zendesk rejected the client ID or the client secret',
+        'Check that ZENDESK_CLIENT_ID is the Identifier of the OAuth client (a text, not a number), and that '
+        'ZENDESK_CLIENT_SECRET is its secret. If the secret is lost, generate a new one in Admin Center',
     ),
     'invalid_scope': (
-        'The app is not allowed the permission it asks for',
-        'In the Admin Center, add the scope {scope} to the OAuth client',
+        'The OAuth client does not allow this scope',
+        'In Admin Center, add the scope {scope} to the OAuth client',
     ),
     'invalid_request': _OTHER_CLIENT,
     'unauthorized_client': _OTHER_CLIENT,
@@ -156,24 +163,24 @@ SETUP_ERRORS = {
 }
 WRONG_ADDRESS = {
     '404': (
-        'There is no Zendesk at this address',
-        "Check ZENDESK_SUBDOMAIN: it must be the first part of the account's own address, not of a brand's",
+        'There is no Zendesk account at this address',
+        'Check ZENDESK_SUBDOMAIN: use the subdomain of the account, not of a brand',
     ),
     'a redirect': (
-        'Zendesk is at another address',
-        "Check ZENDESK_SUBDOMAIN: it must be the account's current subdomain, not a former one, a brand's or an alias",
+        'Zendesk redirects to another address',
+        'Check ZENDESK_SUBDOMAIN: use the current subdomain of the account, not a former one, a brand or an alias',
     ),
 }
 
 
 def setup_error(code: str, scope: str) -> SetupError:
-    """Return the error for one of the codes in SETUP_ERRORS, or the responses in WRONG_ADDRESS."""
+    """Return the error for one of the codes in SETUP_ERRORS or one of the responses in WRONG_ADDRESS."""
     title, remedy = (SETUP_ERRORS | WRONG_ADDRESS)[code]
     remedy = remedy.format(scope=scope)
     return SetupError(
         f'Zendesk responded with {code}. {remedy}',
         title=title,
-        advice=f'For the operator of the app: {remedy}. Then restart the app.',
+        advice=f'The operator of the app can fix this. {remedy}. Then restart the app.',
     )
 
 
@@ -181,19 +188,16 @@ def setup_error(code: str, scope: str) -> SetupError:
 
 
 class StoreError(ZendeskOAuthError):
-    """The store can't be read or written. What it holds is unchanged."""
+    """The store can't be read or written. Its records are unchanged."""
 
     status = 503
-    title = 'The app cannot reach its stored data'
-    advice = (
-        'Please try again in a moment. If the app then asks you for access, grant it once more. '
-        "The app's log has the cause."
-    )
+    title = 'The app cannot access its stored data'
+    advice = "Please try again in a moment. The app's log has the cause."
 
 
 class LockTimeout(StoreError):
     """Another refresh of the same tokens held the lock too long."""
 
     title = 'The app is busy'
-    advice = 'Please try again in a moment. If the app then asks you for access, grant it once more.'
+    advice = 'Please wait a few seconds, then try again.'
     retry_after = 10

@@ -127,7 +127,7 @@ class PostgresqlStore(Store):
 
         dropped = self._execute(work, patience=WRITE_TIMEOUT)
         if dropped:
-            log.info('Deleting the records of %s users: their refresh tokens expired long ago', dropped)
+            log.info('Deleting records with expired refresh tokens: %s', dropped)
 
     def remove(self, user_id: str) -> Record | None:
         before = None

@@ -1,4 +1,4 @@
-"""Token stores: the interface, and JsonFileStore, which keeps the records in users.json."""
+"""The token store interface, and JsonFileStore, which stores the tokens in users.json."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from zendesk_oauth.errors import LockTimeout, StoreError
 REFRESH_TIMEOUT = 10  # seconds to wait for another refresh of the same user's tokens
 WRITE_TIMEOUT = 60  # seconds to try to write: giving up loses tokens that Zendesk has just issued
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
-GRACE = 24 * 3600  # seconds that a record outlives its refresh token: clocks differ
+GRACE = 24 * 3600  # seconds to keep a record after its refresh token expires, because clocks differ
 HOUR = 3600  # seconds
 SWEEP = 100  # files to look at in one sweep
-SPARE = 4096  # bytes by which the file can grow between the check and the real write
+SPARE = 4096  # bytes by which the file may grow between the check and the real write
 
 Record = dict[str, Any]
 
@@ -33,10 +33,10 @@ log = logging.getLogger('zendesk_oauth')
 
 class Store(Protocol):
     """
-    A token store: user id to record, a record being at least `{'access_token': str, 'refresh_token': str}`.
+    A token store. It maps a user id to a record, at least `{'access_token': str, 'refresh_token': str}`.
 
-    Each method is atomic over threads, processes and machines, and its changes survive a crash. Each of them can raise
-    StoreError. `str(store)` is its name in the log.
+    Each method is atomic across threads, processes and machines, and its changes survive a crash. Each method can raise
+    StoreError. `str(store)` is the name of the store in the log.
     """
 
     def find(self, user_id: str) -> Record | None:
@@ -46,21 +46,25 @@ class Store(Protocol):
         """
         Set the user's record.
 
-        Delete records whose `refresh_token_expires_at` (seconds since 1970) is more than GRACE seconds ago.
+        Delete all records whose `refresh_token_expires_at` (seconds since 1970) is more than GRACE seconds ago.
         """
 
     def remove(self, user_id: str) -> Record | None:
-        """Delete the user's record, and return it if it was valid."""
+        """Delete the user's record. Return it if it was valid, else None."""
 
     def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
-        """Set the record (None deletes it) if the stored one has this refresh token; return what is stored now."""
+        """
+        Set the record, or delete it if `record` is None, if the stored record has this refresh token.
+
+        Return the record that is stored afterwards.
+        """
 
     def check_writable(self) -> None:
-        """Raise StoreError if the store is not writable. Call it just before a request for tokens."""
+        """Raise StoreError if the store is not writable. Call it right before a refresh."""
 
     def refresh_lock(self, user_id: str) -> AbstractContextManager[Record | None]:
         """
-        Hold the lock for refreshing this user's tokens, and no other user's; yield the record as it is now, or None.
+        Hold the lock for refreshing this user's tokens, and yield the current record or None.
 
         Raises:
             LockTimeout: another refresh held the lock for REFRESH_TIMEOUT seconds.
@@ -70,33 +74,33 @@ class Store(Protocol):
         """
         Return True for the first call with this key, then False until `expires_at` (seconds since 1970).
 
-        `key` consists of letters, digits, `-` and `_`, because it may become part of a file name. It is not a secret.
+        `key` consists of letters, digits, `-` and `_`, because it may be part of a file name. It is not a secret.
         """
 
 
 def valid_record(record: Any, store: Store) -> Record | None:
-    """Return a copy of the record, or None if a token is missing, for example after an edit by hand."""
+    """Return a copy of the record, or None if it lacks a token, for example after an edit by hand."""
     tokens = ('access_token', 'refresh_token')
     if isinstance(record, dict) and all(isinstance(record.get(name), str) for name in tokens):
         return dict(record)
     if record is not None:
-        log.warning('Ignoring a record in %s that lacks a token. Repair it before the user grants access again', store)
+        log.warning('Ignoring a record without tokens in %s. Repair it before the user grants access again', store)
     return None
 
 
 def purge_at(record: Any) -> int | None:
-    """Return when the record can be deleted, in seconds since 1970; None if its refresh token's lifetime is unknown."""
+    """Return when to delete the record (seconds since 1970), or None if its refresh token's expiry is unknown."""
     expires_at = record.get('refresh_token_expires_at') if isinstance(record, dict) else None
     return expires_at + GRACE if type(expires_at) is int else None
 
 
 class JsonFileStore(Store):
     """
-    Store records as plain text in one JSON file, for all threads and processes of one machine.
+    A plain-text JSON file, shared by all threads and processes of one machine.
 
     `path` is the file, or a function that returns it. Edits by hand take effect at the next request. Writers lock the
     file while they read, change and replace it. A file that is not a JSON object is renamed, never overwritten. The
-    folder `users.json.d` beside it holds the locks and a marker for each consumed key.
+    folder `users.json.d` next to it holds the lock files and a marker for each consumed key.
     """
 
     def __init__(self, path: str | Callable[[], str]) -> None:
@@ -115,7 +119,7 @@ class JsonFileStore(Store):
             now = time.time()
             expired = [user_id for user_id, record in records.items() if (purge_at(record) or now) < now]
             if expired:
-                log.info('Deleting the records of %s users: their refresh tokens expired long ago', len(expired))
+                log.info('Deleting records with expired refresh tokens: %s', len(expired))
             for expired_id in expired:
                 del records[expired_id]
             records[user_id] = record
@@ -136,7 +140,7 @@ class JsonFileStore(Store):
             return record
 
     def check_writable(self) -> None:
-        """Write the file unchanged, in the normal way and with room to grow: it fails if the real write would fail."""
+        """Rewrite the file unchanged, with room to grow, in the normal way. It fails if the real write would fail."""
         with self._changing(spare=SPARE):
             pass
 
@@ -145,11 +149,11 @@ class JsonFileStore(Store):
         """Hold a lock file of this user. The operating system releases it if the process is killed."""
         name = hashlib.sha256(user_id.encode()).hexdigest()[:32]
         with self._locked(name, REFRESH_TIMEOUT):
-            # Past the cache: within one tick of the file system's clock, a changed file can look unchanged.
+            # Skip the cache: a file that changes twice within one tick of the file system's clock can look unchanged.
             yield valid_record(self._current(cached=False).get(user_id), self)
 
     def consume_once(self, key: str, expires_at: int) -> bool:
-        """Create a marker file, in a folder of the hour in which it expires. Only one thread or process can succeed."""
+        """Create a marker file, in a folder for the hour of its expiry. Only one thread or process can succeed."""
         self._sweep_markers()
         folder = self._folder(f'used-{expires_at // HOUR}')
         with _or_store_error(f"{folder} can't be written"), contextlib.suppress(FileExistsError):
@@ -160,7 +164,7 @@ class JsonFileStore(Store):
     # --- Reading --- #
 
     def _current(self, cached: bool = True) -> dict[str, Any]:
-        """Return the records, not to be changed. While the file stays the same, it is not read again."""
+        """Return the records; do not change them. Read the file again only if it has changed."""
         with _or_store_error(f"{self} can't be read"):
             try:
                 status = Path(str(self)).stat()
@@ -191,7 +195,7 @@ class JsonFileStore(Store):
         return records
 
     def _read_or_rename(self) -> dict[str, Any]:
-        """Return the records; rename a file that is not a JSON object, unless an editor is just writing it."""
+        """Return the records. Rename the file if it is not JSON after EDIT_TIMEOUT: an editor may be writing it."""
         deadline = time.monotonic() + EDIT_TIMEOUT
         while True:
             try:
@@ -205,10 +209,11 @@ class JsonFileStore(Store):
             Path(str(self)).chmod(0o600)
             Path(str(self)).rename(renamed)
         log.error(
-            '%s is not a JSON object: renamed to %s. Repair it and restore its name (or, if there is a new file of '
-            'that name, copy the records into it), or its users must grant access again',
+            '%s is not a JSON object: renamed to %s. Repair it, then rename it back or copy its records into the new '
+            '%s. Otherwise its users must grant access again',
             self,
             renamed,
+            self,
         )
         return {}
 
@@ -216,7 +221,7 @@ class JsonFileStore(Store):
 
     @contextlib.contextmanager
     def _changing(self, spare: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the records to be changed. Write them if they were changed, or to see if there are `spare` bytes."""
+        """Yield the records to change. Write them if they changed, or if `spare` bytes must be available."""
         with self._locked('write', WRITE_TIMEOUT):
             records = self._read_or_rename()
             before = dict(records)
@@ -237,7 +242,7 @@ class JsonFileStore(Store):
 
     @contextlib.contextmanager
     def _locked(self, name: str, timeout: float) -> Iterator[None]:
-        """Hold the lock file of this name; wait for it up to `timeout` seconds."""
+        """Hold the lock file with this name. Wait for it up to `timeout` seconds."""
         path = self._folder('locks') / f'{name}.lock'
         lock = FileLock(path, timeout=timeout, mode=0o600)
         with _or_store_error(f"the lock {path} can't be acquired"):
@@ -251,17 +256,17 @@ class JsonFileStore(Store):
             lock.release()
 
     def _sweep_locks(self) -> None:
-        """Delete lock files that nobody holds, looking at no more than SWEEP files."""
+        """Delete unused lock files. Look at no more than SWEEP files."""
         with contextlib.suppress(OSError), os.scandir(self._folder('locks')) as files:
             for file in itertools.islice(files, SWEEP):
-                # Under the lock: filelock (4 and newer) notices that its file was deleted while it waited.
+                # Delete it while holding the lock: filelock (4 and newer) checks whether its file was deleted.
                 with contextlib.suppress(OSError, Timeout), FileLock(file.path, timeout=0, mode=0o600):
                     Path(file.path).unlink()
 
     def _sweep_markers(self) -> None:
-        """Delete expired markers, no more than SWEEP, so that strangers who leave many cannot slow anybody down."""
+        """Delete up to SWEEP expired markers per folder. Without the limit, a flood of markers would slow a request."""
         for folder in Path(f'{self}.d').glob('used-*'):
-            # Suppressed: another process sweeps the same folder, or somebody has made a folder of such a name.
+            # Another process may sweep the same folder, and a folder may have an unexpected name.
             with contextlib.suppress(OSError, ValueError):
                 if (int(folder.name.removeprefix('used-')) + 1) * HOUR < time.time():
                     for marker in itertools.islice(folder.iterdir(), SWEEP):
@@ -275,7 +280,7 @@ class _NotJson(Exception):
 
 @contextlib.contextmanager
 def _or_store_error(what: str) -> Iterator[None]:
-    """Turn an error of the disk into a StoreError, whose log line names what failed, the cause and the remedy."""
+    """Convert an OSError to a StoreError whose message has the failed step, the cause and the remedy."""
     try:
         yield
     except OSError as error:
@@ -288,14 +293,14 @@ def write_private_file(path: str, text: str, spare: int = 0) -> None:
     """
     Replace the file at `path` with `text` (UTF-8), atomically, readable by its owner only.
 
-    Readers see either the old or the new file, because a rename within a folder is atomic. `fsync` puts the new one on
-    the disk before the old one goes. The temporary file always has the same name, so that the next write deletes what
-    a killed one has left behind; for that the caller holds a lock. The disk must have `spare` bytes more.
+    Readers see either the old or the new file, because a rename within a folder is atomic. `fsync` writes the new file
+    to the disk before the rename. The temporary file always has the same name, so the next write deletes it if a killed
+    process left it behind. Therefore the caller must hold a lock. The disk must have room for `spare` more bytes.
 
     Raises:
-        OSError: the disk is full, or the folder is not writable. The old file is untouched.
+        OSError: the disk is full or the folder is not writable. The old file is unchanged.
     """
-    target = Path(path).resolve()  # a link stays, and the file that it leads to is replaced
+    target = Path(path).resolve()  # keep a symbolic link, and replace its target
     temporary = target.with_name(f'{target.name}.tmp')
     try:
         temporary.unlink(missing_ok=True)

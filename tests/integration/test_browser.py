@@ -217,14 +217,23 @@ def test_a_user_can_grant_access_after_opening_127_0_0_1(practice, new_browser, 
     assert greets(page, AGENT)
 
 
-def test_the_grant_page_explains_a_zendesk_error_after_back(page):
+def test_back_from_zendesk_shows_no_setup_help_in_practice_mode(page):
     page.goto(GRANT_ACCESS)
     click(page, 'Grant access')
-    page.goto(page.url.replace('practice_client', '12345'))
+    page.go_back()
+    assert page.url == GRANT_ACCESS
+    assert page.get_by_text('ZENDESK_CLIENT_ID').count() == 0
+
+
+def test_the_grant_page_explains_a_zendesk_error_after_back(home, start_chromium):
+    page = start_chromium().new_page()
+    page.goto(f'{home}grant_access')
+    click(page, 'Grant access')
+    page.goto(page.url.replace('flow_client', '12345'))
     assert page.get_by_text('No such client').is_visible()
     page.go_back()
     page.go_back()
-    assert page.url == GRANT_ACCESS
+    assert page.url == f'{home}grant_access'
     advice = page.get_by_role('main').get_by_text('ZENDESK_CLIENT_ID')
     assert not advice.is_visible()
     page.get_by_text('Did Zendesk show an error?').click()
@@ -245,10 +254,10 @@ def test_the_panel_shows_the_steps_of_a_grant_across_redirects(page):
     assert panel_steps(page) == [
         'GET /profile',
         "Retrieving the user's access and refresh tokens",
-        'The user has not granted access to this app yet: redirecting to the grant page',
+        'The user has not granted access: redirecting to /grant_access',
         'Redirect to /grant_access',
         'GET /grant_access',
-        'Opening the page that asks for access',
+        'Asking the user to grant access',
     ]
     click(page, 'Grant access')
     allow(page)
@@ -259,10 +268,10 @@ def test_the_panel_shows_the_steps_of_a_grant_across_redirects(page):
         'Kicking off the authorization code flow',
         f'Redirect to {ZENDESK}/oauth/authorizations/new',
         'GET /zendesk/oauth/callback',
-        'The state #',
-        'Exchanging the authorization code for an access and refresh token',
+        'State #',
+        'Exchanging the authorization code for access and refresh tokens',
         'POST /oauth/tokens with code #',
-        'Storing the access and refresh tokens in users.json: access token #',
+        'Storing the access and refresh tokens in users.json',
         'Redirect to /',
         'GET /',
         'Opening the home page',
@@ -274,17 +283,17 @@ def test_step_5_the_app_refreshes_an_expired_access_token(practice, page):
     click(page, 'Get my profile')
     [before] = practice.users.values()
     panel_steps(page)
-    click(page, 'make something happen')
+    click(page, 'practice Zendesk’s control page')
     assert page.url == CONTROLS
-    click(page, 'Let the access token expire now')
+    click(page, 'Step 5: expire the access token')
     assert page.get_by_role('status').inner_text() == 'All access tokens have expired.'
-    click(page, 'Get my profile, in the app')
+    click(page, 'Get my profile in the app')
 
     assert greets(page, AGENT)
     steps = panel_steps(page)
     assert in_order(
         steps,
-        'users.json holds access token #',
+        'users.json has access token #',
         'Making the API request',
         ': 401',
         'Using the refresh token',
@@ -309,9 +318,10 @@ def tokens_of(record: dict) -> list[str]:
 def test_step_6_the_app_requests_access_again_after_both_tokens_expire(page):
     grant(page)
     page.goto(CONTROLS)
-    click(page, 'Let the refresh token die, too')
-    click(page, 'Get my profile, in the app')
-    assert page.url == GRANT_ACCESS
+    click(page, 'Step 6: expire both tokens')
+    click(page, 'Get my profile in the app')
+    assert page.url == f'{GRANT_ACCESS}?ended=1'
+    assert page.get_by_text('Your access has ended.').is_visible()
     steps = panel_steps(page)
     assert in_order(steps, ': 401', ': 400', 'The refresh token is invalid', 'Redirect')
     click(page, 'Grant access')
@@ -323,19 +333,23 @@ def test_step_6_the_app_requests_access_again_after_both_tokens_expire(page):
 def fail_next(page, call: str, fault: str) -> None:
     page.goto(CONTROLS)
     page.get_by_label('The next').select_option(call)
-    page.get_by_label(fault).check()
-    click(page, 'Let it go wrong')
-    assert page.get_by_role('status').inner_text() == 'The next call will fail.'
+    page.get_by_label(fault).first.check()
+    click(page, 'Make the next request fail')
+    assert page.get_by_role('status').inner_text() == 'The next request will fail.'
 
 
 @pytest.mark.parametrize(
     ('fault', 'title'),
-    [('500', 'Zendesk could not answer'), ('429', 'Zendesk is busy'), ('response lost', 'Zendesk could not answer')],
+    [
+        ('500', 'The request to Zendesk failed'),
+        ('429', 'Too many requests to Zendesk'),
+        ('no response, although', 'The request to Zendesk failed'),
+    ],
 )
 def test_a_failed_request_shows_an_error_page_and_the_next_click_works(page, fault, title):
     grant(page)
     fail_next(page, 'any', fault)
-    click(page, 'Get my profile, in the app')
+    click(page, 'Get my profile in the app')
     assert heading(page) == title
     assert in_order(panel_steps(page), 'GET /profile', 'Making the API request', title)
     click(page, 'Try again')
@@ -345,10 +359,10 @@ def test_a_failed_request_shows_an_error_page_and_the_next_click_works(page, fau
 def test_a_failed_refresh_keeps_the_grant(page):
     grant(page)
     page.goto(CONTROLS)
-    click(page, 'Let the access token expire now')
+    click(page, 'Step 5: expire the access token')
     fail_next(page, 'refresh', '500')
-    click(page, 'Get my profile, in the app')
-    assert heading(page) == 'Zendesk could not answer'
+    click(page, 'Get my profile in the app')
+    assert heading(page) == 'The request to Zendesk failed'
     click(page, 'Try again')
     assert greets(page, AGENT)
 
@@ -356,11 +370,11 @@ def test_a_failed_refresh_keeps_the_grant(page):
 @pytest.mark.slow
 def test_a_timeout_shows_an_error_page_and_the_next_click_works(page):
     grant(page)
-    fail_next(page, 'any', 'no response at all')
-    click(page, 'Get my profile, in the app')
-    assert heading(page) == 'Zendesk did not answer in time'
+    fail_next(page, 'any', 'no response')
+    click(page, 'Get my profile in the app')
+    assert heading(page) == 'Zendesk did not respond in time'
     page.goto(CONTROLS)
-    assert page.get_by_text('not answered yet').is_visible()
+    assert page.get_by_text('in progress').is_visible()
     page.goto(PROFILE)
     assert greets(page, AGENT)
 
@@ -368,10 +382,10 @@ def test_a_timeout_shows_an_error_page_and_the_next_click_works(page):
 def test_the_profile_shows_a_changed_name(page):
     grant(page, ADMIN)
     page.goto(CONTROLS)
-    page.get_by_label('The user').select_option(label=f'{ADMIN} (admin)')
-    page.get_by_label('is now called').fill('<i>Ana</i> O’Neil 🙂')
+    page.get_by_label('User').select_option(label=f'{ADMIN} (admin)')
+    page.get_by_label('New name').fill('<i>Ana</i> O’Neil 🙂')
     click(page, 'Change the name')
-    click(page, 'Get my profile, in the app')
+    click(page, 'Get my profile in the app')
     assert greets(page, '<i>Ana</i> O’Neil 🙂')
 
 
@@ -401,7 +415,7 @@ def test_back_shows_no_profile_after_disconnect(practice, start_chromium, new_br
     grant(page)
     click(page, 'Get my profile')
     assert greets(page, AGENT)
-    click(page, 'Disconnect')
+    click(page, 'Disconnect from Zendesk')
     assert heading(page) == 'Disconnected'
     assert page.get_by_text('revoked at Zendesk').is_visible()
     assert in_order(panel_steps(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current', ': 401')
@@ -420,7 +434,7 @@ def test_back_shows_no_profile_after_disconnect_without_practice_mode(home, star
     grant(page, home=home)
     click(page, 'Get my profile')
     assert greets(page, AGENT)
-    click(page, 'Disconnect')
+    click(page, 'Disconnect from Zendesk')
     assert heading(page) == 'Disconnected'
     page.go_back(wait_until='commit')
     page.wait_for_url(f'{home}grant_access')
@@ -430,8 +444,8 @@ def test_back_shows_no_profile_after_disconnect_without_practice_mode(home, star
 def test_disconnect_reports_an_unconfirmed_revocation_if_zendesk_fails(practice, page):
     grant(page)
     fail_next(page, 'revoke', '500')
-    click(page, 'Get my profile, in the app')
-    click(page, 'Disconnect')
+    click(page, 'Get my profile in the app')
+    click(page, 'Disconnect from Zendesk')
     assert page.get_by_text('Zendesk did not confirm').is_visible()
     assert practice.users == {}
 
@@ -475,25 +489,25 @@ def every_page(page) -> Iterator[str]:
     yield at('profile')
     fail_next(page, 'any', '429')
     yield at('control page')
-    click(page, 'Get my profile, in the app')
+    click(page, 'Get my profile in the app')
     yield at('busy')
     fail_next(page, 'revoke', '500')
-    click(page, 'Get my profile, in the app')
-    click(page, 'Disconnect')
+    click(page, 'Get my profile in the app')
+    click(page, 'Disconnect from Zendesk')
     yield at('disconnected, not confirmed')
     click(page, 'Home')
     grant(page)
     click(page, 'Get my profile')
-    click(page, 'Disconnect')
+    click(page, 'Disconnect from Zendesk')
     yield at('disconnected')
     click(page, 'Home')
     grant(page)
     click(page, 'Get my profile')
     other = page.context.new_page()
     other.goto(PROFILE)
-    click(other, 'Disconnect')
+    click(other, 'Disconnect from Zendesk')
     other.close()
-    click(page, 'Disconnect')
+    click(page, 'Disconnect from Zendesk')
     yield at('disconnected, no tokens left')
     page.goto(f'{ZENDESK}/nothing')
     yield at('no such page of the practice Zendesk')
@@ -567,7 +581,7 @@ def test_the_app_and_the_practice_zendesk_look_different(page):
     def looks() -> tuple[str, ...]:
         return tuple(
             page.evaluate(f'getComputedStyle(document.body).{name}')
-            for name in ('backgroundColor', 'fontFamily', 'borderTopWidth')
+            for name in ('backgroundColor', 'color', 'borderTopWidth')
         )
 
     for scheme in ('light', 'dark'):

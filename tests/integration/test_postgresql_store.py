@@ -507,7 +507,7 @@ def test_terminated_connections_under_load_lose_no_grant(processes, machines, po
             if page.status_code != 200:
                 # The second title appears if the retry also gets a 401 of this test.
                 title = re.search('<h1>(.*)</h1>', page.text)[1]
-                assert title in ('The app cannot reach its stored data', 'Zendesk rejected the new access token')
+                assert title in ('The app cannot access its stored data', 'Zendesk rejected the new access token')
                 assert 'class="button" href="/' in page.text
 
     terminated = 0

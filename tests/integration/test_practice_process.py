@@ -24,7 +24,7 @@ def test_ctrl_c_ends_the_process_without_output(processes):
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     [line] = processes.output.splitlines()
-    assert f'Practice Zendesk: serving http://localhost:{port} for the client practice_client' in line
+    assert f'Serving the practice Zendesk at http://localhost:{port} for the client practice_client' in line
 
 
 def test_a_port_in_use_is_reported_without_a_traceback(processes):
@@ -34,7 +34,7 @@ def test_a_port_in_use_is_reported_without_a_traceback(processes):
     assert ended.returncode == 1
     assert f'Port {port} is in use by another program' in ended.stderr
     assert 'Traceback' not in ended.stderr
-    assert 'serving' not in ended.stderr
+    assert 'Serving' not in ended.stderr
 
 
 @pytest.mark.parametrize('port', ['0', '70000', 'x'])

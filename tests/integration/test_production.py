@@ -37,9 +37,10 @@ def test_gunicorn_logs_the_steps_and_with_debug_the_details(processes, variables
         home = start_gunicorn(processes, variables, **({'LOGURU_LEVEL': level} if level else {}))
         browser = HttpBrowser(home)
         browser.grant()
-        assert 'Exchanging the authorization code for an access and refresh token' in processes.output
-        assert 'Storing the access and refresh tokens in users.json: access token #' in processes.output
-        assert ('POST /oauth/tokens with code #' in processes.output) == details
+        browser.click('Get my profile')
+        assert ' - Exchanging the authorization code for access and refresh tokens\n' in processes.output
+        assert ' - POST /oauth/tokens with code #' in processes.output
+        assert (' - GET /api/v2/users/me with access token #' in processes.output) == details
 
 
 # --- The secret key --- #

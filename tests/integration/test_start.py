@@ -47,7 +47,7 @@ def test_an_unchanged_copy_of_env_example_is_refused(start):
     ended = start(env_file=(PROJECT / '.env.example').read_bytes())
     assert ended.returncode == 4
     for name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN'):
-        assert f'{name} is missing' in ended.stderr
+        assert f'{name} is still the placeholder' in ended.stderr
     assert 'REDIRECT_URI' not in ended.stderr
 
 
@@ -132,7 +132,7 @@ def test_a_port_in_use_is_reported_without_a_traceback(start):
         port = taken.getsockname()[1]
         ended = start(**(GOOD | {'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback'}))
     assert ended.returncode == 1
-    assert f'Port {port} is taken by another program' in ended.stderr
+    assert f'Port {port} is in use' in ended.stderr
     assert 'Traceback' not in ended.stderr
 
 
@@ -143,7 +143,7 @@ def test_practice_mode_reports_that_port_3001_is_in_use(start):
     with socket.create_server(('127.0.0.1', 3001)):
         ended = start()
     assert ended.returncode == 1
-    assert 'Port 3001 is taken by another program' in ended.stderr
+    assert 'Port 3001 is in use' in ended.stderr
     assert 'Traceback' not in ended.stderr
 
 

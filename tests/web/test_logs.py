@@ -60,7 +60,7 @@ def test_an_event_is_one_line_whatever_is_in_it(alice, monkeypatch, log, text, l
 
     monkeypatch.setattr(backend_code.oauth, 'api_request', fail)
     alice.get('/profile')
-    assert log[-1] == f'Zendesk could not answer: {logged}\n'
+    assert log[-1] == f'The request to Zendesk failed: {logged}\n'
     logging.getLogger('zendesk_oauth').warning(text)  # a text of the package
     assert log[-1] == f'{logged}\n'
 
@@ -72,12 +72,11 @@ def test_the_log_shows_fingerprints_of_tokens_that_change(alice, zendesk, log):
     alice.get('/profile')
     old, new = fingerprints(OLD), fingerprints(NEW_TOKENS)
     assert [line.strip() for line in log if '#' in line] == [
-        f'users.json holds {old}',
+        f'users.json has {old}',
         f'GET /api/v2/users/me with access token {fingerprint("old-access")}: 401',
         f'POST /oauth/tokens with refresh token {fingerprint("old-refresh")}: 200 with {new}',
-        f'Packaging, storing, and returning the new tokens: {new}',
         f'GET /api/v2/users/me with access token {fingerprint("new-access")}: 200',
-        f'users.json holds {new}',
+        f'users.json has {new}',
     ]
 
 
@@ -133,6 +132,69 @@ def test_the_packages_details_are_logged_at_debug_only(monkeypatch, log, level, 
         monkeypatch.undo()
         logs.init()
     assert bool(log) == logged
+
+
+@pytest.fixture
+def terminal():
+    """The lines that the app writes to a terminal."""
+    lines: list[str] = []
+    handler = app_module.logger.add(lines.append, level='DEBUG', format=logs.terminal_format)
+    yield lines
+    app_module.logger.remove(handler)
+
+
+def test_the_terminal_shows_a_refresh_in_short_lines(alice, zendesk, terminal):
+    zendesk.get(SHOW_SELF, status=401, json={'error': 'invalid_token'}, match=[bearer('old-access')])
+    zendesk.get(SHOW_SELF, json=USER, match=[bearer('new-access')])
+    zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
+    alice.get('/profile')
+    assert all(re.match(r'\d\d:\d\d:\d\d (app    |Zendesk) \S', line) for line in terminal)
+    lines = ''.join(terminal).splitlines()
+    assert [line[9:] for line in lines] == [
+        "app     Retrieving the user's access and refresh tokens",
+        f'app     users.json has {fingerprints(OLD)}',
+        'app     Making the API request',
+        f'app     GET /api/v2/users/me with access token {fingerprint("old-access")}',
+        'Zendesk 401 invalid_token',
+        "app     The access token has expired: refreshing the user's tokens",
+        'app     Using the refresh token to get new access and refresh tokens',
+        f'app     POST /oauth/tokens with refresh token {fingerprint("old-refresh")}',
+        f'Zendesk 200 with {fingerprints(NEW_TOKENS)}',
+        'app     Packaging, storing, and returning the new tokens',
+        'app     Retrying the API request with the new token',
+        f'app     GET /api/v2/users/me with access token {fingerprint("new-access")}',
+        'Zendesk 200',
+        f'app     users.json has {fingerprints(NEW_TOKENS)}',
+        'app     Using the response data',
+    ]
+    assert max(map(len, lines)) <= logs.COLUMNS
+
+
+def test_the_terminal_wraps_long_messages(terminal):
+    app_module.logger.warning('one two three {{}} <red> ' * 10)
+    lines = ''.join(terminal).splitlines()
+    assert lines[0][9:].startswith('app     WARNING: one two three {{}} <red> one')
+    assert all(line.startswith(' ' * 17) for line in lines[1:])
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= logs.COLUMNS
+    assert ' '.join(''.join(terminal).split()).count('three {{}} <red>') == 10
+
+
+def test_the_terminal_shows_tracebacks(terminal):
+    try:
+        app_module.missing  # noqa: B018
+    except AttributeError:
+        logging.getLogger('zendesk_oauth').exception('failed')
+    assert 'ERROR: failed' in ''.join(terminal)
+    assert 'AttributeError' in ''.join(terminal)
+
+
+def test_the_terminal_has_no_access_log(monkeypatch):
+    werkzeug = logging.getLogger('werkzeug')
+    monkeypatch.setattr(werkzeug, 'level', werkzeug.level)
+    logs.init(terminal=True)
+    assert not werkzeug.isEnabledFor(logging.INFO)
+    assert werkzeug.isEnabledFor(logging.ERROR)
 
 
 def test_an_exception_passed_to_the_packages_log_keeps_its_traceback(log):

@@ -477,6 +477,17 @@ def test_only_practice_mode_has_a_banner_and_a_panel(app, browser):
     assert 'What just happened' in page
 
 
+def test_practice_mode_shows_no_help_for_the_real_zendesk(app, browser, monkeypatch):
+    assert 'Did Zendesk show an error?' in browser.get('/grant_access').text
+    assert 'Devices &amp; Apps' in browser.post('/disconnect').text
+    monkeypatch.setitem(app.jinja_env.globals, 'practice_mode', True)
+    monkeypatch.setitem(app.jinja_env.globals, 'practice_controls', 'http://localhost:3001/practice')
+    assert 'Did Zendesk show an error?' not in browser.get('/grant_access').text
+    page = browser.post('/disconnect').text
+    assert 'Devices &amp; Apps' not in page
+    assert 'href="http://localhost:3001/practice"' in page
+
+
 # --- Start-up --- #
 
 
@@ -489,7 +500,7 @@ def test_the_process_exits_if_the_port_is_taken(log, host):
             web.stop_if_port_is_taken(port)
     assert ended.value.code == 1
     [line] = log
-    assert f'Port {port} is taken' in line
+    assert f'Port {port} is in use' in line
 
 
 def test_a_free_port_is_accepted_and_stays_free(log):

@@ -153,7 +153,7 @@ def test_the_missing_cookie_error_names_the_start_address(oauth, pending):
     with pytest.raises(StateCookieMissing) as raised:
         oauth.consume_state({'state': pending.state}, {'session': 'x'})
     assert raised.value.status == 400
-    assert 'Please start at http://localhost:3000, under exactly this name' in raised.value.advice
+    assert 'Please start again at http://localhost:3000' in raised.value.advice
 
 
 def test_the_state_of_another_browser_is_refused(oauth, pending):
@@ -311,16 +311,16 @@ def test_the_correct_issuer_and_unknown_parameters_are_accepted(oauth):
     ('error', 'kind', 'status', 'title'),
     [
         ('access_denied', AccessDenied, 403, 'Access was not granted'),
-        ('temporarily_unavailable', AuthorizationError, 503, 'Zendesk is busy'),
-        ('server_error', AuthorizationError, 502, 'Zendesk could not answer'),
-        ('invalid_scope', SetupError, 502, 'The app is not allowed the permission it asks for'),
-        ('invalid_request', SetupError, 502, 'The OAuth client does not fit this app'),
-        ('unauthorized_client', SetupError, 502, 'The OAuth client does not fit this app'),
-        ('unsupported_response_type', SetupError, 502, 'The OAuth client does not fit this app'),
-        # Errors of the token endpoint, which Zendesk never sends here.
+        ('temporarily_unavailable', AuthorizationError, 503, 'Zendesk is temporarily unavailable'),
+        ('server_error', AuthorizationError, 502, 'The request to Zendesk failed'),
+        ('invalid_scope', SetupError, 502, 'The OAuth client does not allow this scope'),
+        ('invalid_request', SetupError, 502, 'The OAuth client is not set up for this app'),
+        ('unauthorized_client', SetupError, 502, 'The OAuth client is not set up for this app'),
+        ('unsupported_response_type', SetupError, 502, 'The OAuth client is not set up for this app'),
+        # Errors of the token endpoint, which Zendesk does not send here.
         ('invalid_client', AuthorizationError, 400, 'Access was not granted'),
         ('unsupported_grant_type', AuthorizationError, 400, 'Access was not granted'),
-        # No errors of OAuth at all.
+        # Not OAuth errors.
         ('', AuthorizationError, 400, 'Access was not granted'),
         ('<script>alert("canary")</script>', AuthorizationError, 400, 'Access was not granted'),
         ('canary\r\nSet-Cookie: b=c\x1b[31m{}', AuthorizationError, 400, 'Access was not granted'),
@@ -335,7 +335,7 @@ def test_each_error_has_a_status_and_repeats_no_input(oauth, error, kind, status
 
 
 def test_the_invalid_scope_error_names_the_scope_to_add(oauth):
-    with pytest.raises(SetupError, match='In the Admin Center, add the scope users:read'):
+    with pytest.raises(SetupError, match='In Admin Center, add the scope users:read'):
         oauth.authorization_code({'error': 'invalid_scope'})
 
 

@@ -128,7 +128,7 @@ def test_new_tokens_are_revoked_if_the_stored_record_has_changed(oauth, db, zend
     assert oauth.replace_tokens('alice', 'old-refresh', NEW) == stored
     assert db.find('alice') == stored
     assert len(zendesk.calls) == 1
-    assert package_log[0].getMessage().startswith('The grant was deleted or renewed during the refresh')
+    assert package_log[0].getMessage().startswith('The stored tokens changed during the refresh')
 
 
 @pytest.mark.parametrize('status', [204, 500])
@@ -177,7 +177,7 @@ def test_revoke_tokens_revokes_and_verifies(oauth, zendesk, package_log):
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
     assert oauth.revoke_tokens(OLD) is True
     assert [call.request.url for call in zendesk.calls] == [REVOKE, SHOW_SELF]
-    assert log_of(package_log) == [('INFO', 'Zendesk rejects the access token: the tokens are revoked')]
+    assert log_of(package_log)[-1] == ('INFO', 'Zendesk rejects the access token (401): it is revoked')
 
 
 @pytest.mark.parametrize('access_token', ['old-access', '', 'ä日', 'a\nb'])
@@ -219,7 +219,7 @@ def test_revoke_tokens_returns_false_if_the_revocation_fails(oauth, zendesk, pac
     assert len(zendesk.calls) == 1
     [(level, message)] = log_of(package_log)
     assert level == 'WARNING'
-    assert message.startswith('Could not revoke the tokens, so they may still be valid. ')
+    assert message.startswith('The tokens could not be revoked and may still be valid. ')
 
 
 @pytest.mark.parametrize('check', [{'json': USER}, {'status': 500}, {'status': 403}, {'body': requests.Timeout()}])

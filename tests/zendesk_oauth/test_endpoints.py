@@ -86,7 +86,7 @@ def send(request, oauth, zendesk):
     [
         ({'status': 500, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
         ({'status': 502, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
-        ({'status': 503, 'body': '<html>'}, ZendeskUnavailable, 503, 'maintenance'),
+        ({'status': 503, 'body': '<html>'}, ZendeskUnavailable, 503, 'unavailable'),
         ({'status': 429, 'body': 'Number of allowed API requests exceeded'}, RateLimited, 503, 'too many requests'),
         ({'status': 404, 'body': '<html>No help desk here'}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
         ({'status': 301, 'headers': {'Location': 'https://evil.example/'}}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
@@ -140,7 +140,7 @@ def test_retry_after_is_between_one_second_and_five_minutes(send, status, header
     with pytest.raises(ZendeskUnavailable) as raised:
         send(status=status, headers={'Retry-After': header} if header is not None else {})
     assert raised.value.retry_after == seconds
-    assert f'in {seconds} s at the earliest' in raised.value.advice
+    assert re.fullmatch(f'Please wait {seconds} seconds?, then try again.', raised.value.advice)
 
 
 def test_errors_repeat_no_text_from_zendesk(send):
@@ -218,7 +218,7 @@ def test_an_access_token_of_the_maximum_length_is_returned(oauth, zendesk):
 def test_an_unrequested_scope_is_logged(oauth, zendesk, package_log, changes, warnings):
     zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, **changes}))
     assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
-    assert [(record.levelname, 'a scope other' in record.getMessage()) for record in package_log] == [
+    assert [(record.levelname, 'another scope than users:read' in record.getMessage()) for record in package_log] == [
         ('WARNING', True)
     ] * warnings
 
@@ -260,7 +260,7 @@ def test_the_scope_is_optional_in_the_form(oauth, zendesk, package_log, error):
 
 @pytest.mark.parametrize('status', [400, 401, 403])
 @pytest.mark.parametrize(
-    ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*redirect URI'), (REFRESH_FORM, 'the refresh token is')]
+    ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*REDIRECT_URI'), (REFRESH_FORM, 'the refresh token is')]
 )
 def test_invalid_grant_names_the_cause_with_any_client_error_status(oauth, zendesk, status, fields, cause):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
@@ -290,7 +290,7 @@ def test_a_setup_error_names_the_settings_to_check(oauth, zendesk, status, error
 
 def test_the_invalid_client_error_names_both_settings(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, status=401, json={'error': 'invalid_client'})
-    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_SECRET.*ZENDESK_CLIENT_ID'):
+    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_ID.*ZENDESK_CLIENT_SECRET'):
         oauth.request_tokens(REFRESH_FORM)
 
 
@@ -430,7 +430,7 @@ def test_a_refresh_logs_one_record_with_request_and_response(oauth, zendesk, exc
             'refresh_token': fingerprint('new-refresh'),
         },
     }
-    assert record.levelname == 'DEBUG'
+    assert record.levelname == 'INFO'
     assert record.getMessage() == (
         f'POST /oauth/tokens with refresh token {fingerprint("canary-old-refresh")}: 200 with '
         f'access token {fingerprint("new-access")}, refresh token {fingerprint("new-refresh")}'
@@ -527,11 +527,37 @@ def test_the_message_names_no_token_if_the_request_has_none(oauth, zendesk, exch
     zendesk.post(TOKEN_ENDPOINT, **INVALID_GRANT)
     with pytest.raises(InvalidGrant):
         oauth.request_tokens({'grant_type': 'authorization_code'})
-    assert exchanges[0].getMessage() == 'POST /oauth/tokens: 400'
+    assert exchanges[0].getMessage() == 'POST /oauth/tokens: 400 invalid_grant'
 
 
-def test_no_exchange_is_logged_at_level_info(send, exchanges):
+@pytest.mark.parametrize(('name', 'logged'), [('exchange the code', 1), ('refresh', 1), ('show self', 0)])
+def test_level_info_logs_token_requests_only(oauth, zendesk, exchanges, name, logged):
     logging.getLogger('zendesk_oauth.exchange').setLevel(logging.INFO)
+    make, method, url = REQUESTS[name]
+    zendesk.add(method, url, status=500)
     with pytest.raises(ZendeskError):
-        send(status=500)
-    assert not exchanges
+        make(oauth)
+    assert len(exchanges) == logged
+
+
+@pytest.mark.parametrize('error', ['invalid_grant', 'invalid_client', 'canary', ['invalid_grant'], None, 5])
+def test_the_message_shows_known_error_codes_only(oauth, zendesk, exchanges, error):
+    zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
+    with pytest.raises(ZendeskError):
+        oauth.request_tokens({'grant_type': 'authorization_code'})
+    known = error in ('invalid_grant', 'invalid_client')
+    assert exchanges[0].getMessage() == ('POST /oauth/tokens: 400' + f' {error}' * known)
+
+
+LOST = [{'status': 500}, {'body': requests.ConnectionError()}, {'body': requests.Timeout()}, {'json': []}]
+NOT_LOST = [{'status': 429}, {'status': 503}, {'status': 400, 'json': {'error': 'invalid_client'}}]
+
+
+@pytest.mark.parametrize(('response', 'lost'), [*((r, True) for r in LOST), *((r, False) for r in NOT_LOST)])
+@pytest.mark.parametrize('name', REQUESTS)
+def test_only_a_failed_token_request_warns_that_the_grant_may_be_lost(oauth, zendesk, name, response, lost):
+    make, method, url = REQUESTS[name]
+    zendesk.add(method, url, **response)
+    with pytest.raises(ZendeskError) as raised:
+        make(oauth)
+    assert ('If the app then asks for access' in raised.value.advice) == (lost and method == 'POST')
