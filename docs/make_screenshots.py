@@ -1,9 +1,9 @@
 """
-Make the pictures of the README anew: docs/*.png.
+Create the pictures for the README and the documentation: docs/*.png.
 
     .venv/bin/python docs/make_screenshots.py
 
-Needs requirements-dev.txt, a Chromium, a font with emoji, and the ports 3000 and 3001.
+It needs requirements-dev.txt, Chromium, an emoji font, and the ports 3000 and 3001.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         processes, browser = Processes(Path(folder)), launch(playwright)
         if browser is None:
-            raise SystemExit('There is no Chromium on this machine')
+            raise SystemExit('Chromium is not installed')
         try:
             processes.start('app.py', port=3000)
             take_all(browser.new_page(viewport={'width': WIDTH, 'height': 300}, device_scale_factor=1.25))
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def take_all(page: Page) -> None:
-    """Walk through the flow as the README tells it."""
+    """Follow the steps of the README and take the pictures."""
 
     def open_panel() -> None:
         page.locator('summary').click()
@@ -55,15 +55,15 @@ def take_all(page: Page) -> None:
     click(page, 'Get my profile')
     take(page, '5-profile')
     page.goto('http://localhost:3001/practice')
-    click(page, 'Let the access token expire now')
+    click(page, 'Step 5: expire the access token')
     take(page, '6-controls')
-    click(page, 'Get my profile, in the app')
+    click(page, 'Get my profile in the app')
     open_panel()
     take(page, '7-refreshed')
     take(page, '7-refreshed-dark', 'dark')
     page.goto('http://localhost:3001/practice')
-    click(page, 'Let it go wrong')
-    click(page, 'Get my profile, in the app')
+    click(page, 'Make the next request fail')
+    click(page, 'Get my profile in the app')
     take(page, '8-problem')
 
 
