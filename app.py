@@ -14,8 +14,8 @@ import web.logs
 from settings import load_settings
 from zendesk_oauth import Response, user_from
 
-# --- Setting your environment variables --- #
 web.logs.init(terminal=__name__ == '__main__')  # not in the article: short log lines under `python app.py`
+# --- Setting your environment variables --- #
 # Read from the environment and .env. If none of the four is set, `python app.py` starts practice mode.
 settings = load_settings(practice_allowed=__name__ == '__main__')
 

@@ -2,7 +2,7 @@
 
 import os
 
-# INFO logs changes and errors. DEBUG logs every step and makes a page about two thirds slower.
+# INFO logs changes and errors. DEBUG logs every step and makes a page about 40% slower.
 os.environ.setdefault('LOGURU_LEVEL', 'INFO')
 
 from settings import load_settings
