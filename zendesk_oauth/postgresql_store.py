@@ -49,13 +49,13 @@ MAX_CONNECTIONS = 5  # per process, plus one to renew locks; a statement takes a
 CONNECT_TIMEOUT = 3  # seconds
 STATEMENT_TIMEOUT = 5  # seconds
 
-PATIENCE = 1  # seconds to retry after a connection error, for example during a restart of the database
-TRY_AGAIN = 0.05  # seconds between two attempts
+RETRY_TIMEOUT = 1  # seconds to retry after a connection error, for example during a restart of the database
+RETRY_INTERVAL = 0.05  # seconds between two attempts
 
 LEASE = 5  # seconds until a refresh lock expires after its last renewal
-SIGN_OF_LIFE = 1  # seconds between two renewals of a lock
-LOOK_AGAIN = 0.05  # seconds between two attempts to acquire a lock
-LATE_ANSWER = 0.5  # seconds to wait for the holder of an expired lock to store new tokens
+RENEWAL_INTERVAL = 1  # seconds between two renewals of a lock
+LOCK_RETRY_INTERVAL = 0.05  # seconds between two attempts to acquire a lock
+TAKEOVER_DELAY = 0.5  # seconds to wait for the holder of an expired lock to store new tokens
 
 REMEDY = 'Check that PostgreSQL runs and is reachable, and check DATABASE_URL. The app reconnects automatically'
 
@@ -125,7 +125,7 @@ class PostgresqlStore(Store):
                 delete(TOKENS).where(TOKENS.c.dies_at < time.time(), TOKENS.c.user_id != user_id)
             ).rowcount
 
-        dropped = self._execute(work, patience=WRITE_TIMEOUT)
+        dropped = self._execute(work, retry_timeout=WRITE_TIMEOUT)
         if dropped:
             log.info('Deleting records with expired refresh tokens: %s', dropped)
 
@@ -150,7 +150,7 @@ class PostgresqlStore(Store):
                 db.execute(update(TOKENS).where(*unchanged).values(record=record, dies_at=purge_at(record)))
             return _stored(db, user_id)
 
-        return valid_record(self._execute(work, patience=WRITE_TIMEOUT), self)
+        return valid_record(self._execute(work, retry_timeout=WRITE_TIMEOUT), self)
 
     def check_writable(self) -> None:
         """Raise StoreError if the table is not writable."""
@@ -167,19 +167,19 @@ class PostgresqlStore(Store):
         """
         holder = secrets.token_hex(16)
         deadline = time.monotonic() + REFRESH_TIMEOUT
-        while (at_once := self._try_lock(user_id, holder)) is None:
+        while (was_free := self._try_lock(user_id, holder)) is None:
             if time.monotonic() > deadline:
                 raise LockTimeout(
                     f'Another refresh of the same tokens did not end within {REFRESH_TIMEOUT} s. Try again later'
                 )
-            time.sleep(LOOK_AGAIN)
+            time.sleep(LOCK_RETRY_INTERVAL)
 
         over = threading.Event()
         threading.Thread(target=self._renew_lock, args=(user_id, holder, over), daemon=True).start()
         try:
-            if not at_once:
+            if not was_free:
                 # After a database outage, give the previous holder time to store its new tokens.
-                time.sleep(LATE_ANSWER)
+                time.sleep(TAKEOVER_DELAY)
             yield self.find(user_id)
         finally:
             over.set()
@@ -204,20 +204,20 @@ class PostgresqlStore(Store):
 
     def _renew_lock(self, user_id: str, holder: str, over: threading.Event) -> None:
         longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
-        while not over.wait(SIGN_OF_LIFE):
+        while not over.wait(RENEWAL_INTERVAL):
             with contextlib.suppress(StoreError):  # the next attempt may succeed
                 self._execute(lambda db: db.execute(longer), connections=1)  # the main pool may be exhausted
 
     def _execute(
-        self, work: Callable[[Connection], T], patience: float = PATIENCE, connections: int = MAX_CONNECTIONS
+        self, work: Callable[[Connection], T], retry_timeout: float = RETRY_TIMEOUT, connections: int = MAX_CONNECTIONS
     ) -> T:
         """
-        Return the result of `work`, called with a connection. Retry for `patience` seconds after connection errors.
+        Call `work` with a connection and return its result. Retry for `retry_timeout` seconds after connection errors.
 
         Raises:
             StoreError: the database is unavailable, or rejects the statement.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + retry_timeout
         tables_missed = False
         while True:
             try:
@@ -229,7 +229,7 @@ class PostgresqlStore(Store):
                 tables_missed = True
                 self._make_tables()
             elif _may_pass(problem) and time.monotonic() < deadline:
-                time.sleep(TRY_AGAIN)
+                time.sleep(RETRY_INTERVAL)
             else:
                 raise StoreError(f"The table {self} can't be accessed: {_cause(problem)}. {REMEDY}") from problem
 

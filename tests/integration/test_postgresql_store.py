@@ -42,7 +42,7 @@ def db(open_db, postgresql):
 @pytest.fixture
 def short_lease(monkeypatch):
     """Shorten the lease of the refresh lock and the time to wait for it."""
-    for name, seconds in {'LEASE': 0.6, 'SIGN_OF_LIFE': 0.1, 'REFRESH_TIMEOUT': 0.2}.items():
+    for name, seconds in {'LEASE': 0.6, 'RENEWAL_INTERVAL': 0.1, 'REFRESH_TIMEOUT': 0.2}.items():
         monkeypatch.setattr(f'zendesk_oauth.postgresql_store.{name}', seconds)
 
 
@@ -333,7 +333,7 @@ def test_a_holder_does_not_retake_a_lost_lock(db, short_lease):
         db._execute(
             lambda connection: connection.execute(postgresql_store.LOCKS.update().values(holder='the next one'))
         )
-        time.sleep(3 * postgresql_store.SIGN_OF_LIFE)
+        time.sleep(3 * postgresql_store.RENEWAL_INTERVAL)
     assert not db._try_lock('alice', 'a third one')
 
 
