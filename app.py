@@ -33,7 +33,7 @@ def index() -> ResponseReturnValue:
     """Show the home page."""
     logger.debug('Opening the home page')
     if backend_code.current_user_id() is None:
-        session['user_id'] = backend_code.random_user_id()  # provided at sign-in; not in the article: one per browser
+        session['user_id'] = backend_code.random_user_id()  # provided at sign-in. Not in the article: one per browser
     return render_template('home.html', granted=backend_code.has_tokens())
 
 
@@ -52,12 +52,12 @@ def show_profile() -> ResponseReturnValue:
         logger.info("The access token has expired: refreshing the user's tokens")
         tokens = backend_code.refresh_tokens(tokens['refresh_token'])
         if tokens.get('error') == 'invalid_refresh_token':
-            logger.info('The refresh token is also invalid: redirecting to /grant_access')
+            logger.info('Redirecting to /grant_access: the user must grant access again')
             return redirect('/grant_access?ended=1')
 
         logger.info('Retrying the API request with the new token')
         response = show_self(tokens['access_token'])
-        # Not in the article: renew the session with the refresh token, unless another grant has replaced the tokens.
+        # Not in the article: the session lasts as long as the refresh token, unless another grant replaced the tokens.
         session.modified = response.status_code == 200 and backend_code.retrieve_oauth_tokens_from_db() == tokens
 
     logger.debug('Using the response data')
@@ -127,7 +127,7 @@ def auth_callback() -> ResponseReturnValue:
     return redirect('/')
 
 
-# --- Not in the article: ending a grant --- #
+# --- Not in the article: disconnecting --- #
 @app.post('/disconnect')
 def disconnect() -> ResponseReturnValue:
     """Delete the user's tokens, revoke them at Zendesk, and show whether Zendesk confirmed the revocation."""
@@ -146,6 +146,6 @@ if __name__ == '__main__':
 
         web.stop_if_port_is_taken(PORT)
         serve_in_background()
-    logger.info('Serving http://localhost:{}. Press Ctrl+C to stop', settings.port)
+    logger.info('Serving the app at http://localhost:{}. Press Ctrl+C to stop', settings.port)
     # Not in the article: no debugger (it runs any code sent to it), and connections from this machine only.
     app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)

@@ -1,4 +1,4 @@
-"""The tutorial's simulated backend: refresh, retrieve and store a user's OAuth tokens."""
+"""The article's simulated backend: refresh, retrieve and store a user's OAuth tokens."""
 
 import contextlib
 import secrets
@@ -14,7 +14,7 @@ from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprin
 USERS_DB = 'users.json'
 
 settings = current_settings()
-# Not in the article: an optional PostgreSQL database, and the OAuth client that sends the requests.
+# Not in the article: an optional PostgreSQL database, and the object that sends the OAuth requests.
 store: Store = JsonFileStore(lambda: USERS_DB)  # reads USERS_DB at each use
 if settings.database_url:
     from zendesk_oauth.postgresql_store import PostgresqlStore
@@ -35,10 +35,10 @@ def refresh_tokens(refresh_token: str) -> dict[str, Any]:
     """
     Exchange the refresh token for new tokens, store and return them (RFC 6749, section 6).
 
-    Return `{'error': 'invalid_refresh_token'}` if Zendesk refuses it. An exception leaves the stored tokens unchanged.
+    Return `{'error': 'invalid_refresh_token'}` if Zendesk rejects it, or if the stored tokens were deleted.
     """
     user_id = current_user_id() or ''
-    # Not in the article: Zendesk deletes both old tokens at each refresh, so concurrent requests must refresh once.
+    # Not in the article: Zendesk invalidates both old tokens, so only one of several concurrent requests may refresh.
     with oauth.refresh_lock(user_id) as stored:
         if stored is None or stored['refresh_token'] != refresh_token:
             logger.info('Another request has changed the stored tokens: not refreshing')
@@ -87,7 +87,7 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
 
 # --- Not in the article: the home page's hint, ending a grant, and user ids as a substitute for sign-in --- #
 def has_tokens() -> bool:
-    """Return True if tokens are stored for the session's user, and False if the store fails."""
+    """Return whether tokens are stored for the session's user. If the store fails, return False."""
     with contextlib.suppress(errors.StoreError):
         return 'access_token' in retrieve_oauth_tokens_from_db()
     return False
@@ -115,7 +115,7 @@ def random_user_id() -> str:
 
 @contextlib.contextmanager
 def new_user_id() -> Iterator[None]:
-    """Use a new user id in the block. Afterwards delete and revoke the old id's tokens; on failure restore the id."""
+    """Switch to a new user id. On success, delete and revoke the old id's tokens; on failure, restore the old id."""
     old_user_id, before, modified = current_user_id(), dict(session), session.modified
     session['user_id'] = random_user_id()
     try:

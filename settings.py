@@ -19,12 +19,12 @@ from loguru import logger
 from zendesk_oauth.stores import write_private_file
 
 if sys.version_info < (3, 11):  # noqa: UP036 - pip does not check this
-    raise SystemExit(f'Python 3.11 or newer is needed, and this is Python {sys.version_info[0]}.{sys.version_info[1]}')
+    raise SystemExit(f'Python 3.11 or newer is required. This is Python {sys.version_info[0]}.{sys.version_info[1]}')
 
 CALLBACK_PATH = '/zendesk/oauth/callback'
 SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key
 
-# The required variables. The text completes the message "... is missing:".
+# The required variables. The text follows "is missing:" or "Set it to".
 REQUIRED = {
     'ZENDESK_CLIENT_ID': "the Identifier of your OAuth client, from Zendesk's Admin Center",
     'ZENDESK_CLIENT_SECRET': "the Secret of your OAuth client, from Zendesk's Admin Center",
@@ -42,7 +42,7 @@ PRACTICE = {
     'ZENDESK_SUBDOMAIN': 'practice',
     'REDIRECT_URI': f'http://localhost:3000{CALLBACK_PATH}',
     'ZENDESK_BASE_URL': 'http://localhost:3001',
-    'DATABASE_URL': '',  # ignore the environment: the tutorial uses users.json
+    'DATABASE_URL': '',  # practice mode always uses users.json
 }
 
 OPTIONAL = ('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'PROXY_HOPS')
@@ -96,7 +96,7 @@ def load_settings(practice_allowed: bool = False) -> Settings:
     """
     Read the settings, or exit with one message that lists every problem.
 
-    The exit status is 4, at which gunicorn stops. At any other status it would restart the worker again and again.
+    The exit status 4 makes gunicorn stop instead of restarting the worker again and again.
     """
     global _current
     env_file = Path(__file__).with_name('.env')
@@ -109,7 +109,7 @@ def load_settings(practice_allowed: bool = False) -> Settings:
         problem = 'The file .env is not UTF-8 text. Save it again with the encoding UTF-8.'
     except (OSError, Timeout) as error:
         problem = (
-            f"The file {error.filename or SECRET_KEY_FILE} can't be read or written. Give the app access to it and to "
+            f'The file {error.filename or SECRET_KEY_FILE} cannot be read or written. Give the app access to it and to '
             f'the working directory. If SECRET_KEY is set, the app does not use {SECRET_KEY_FILE}.'
         )
     else:
@@ -134,7 +134,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
 
     Raises:
         SettingsError: at least one variable is missing or malformed.
-        OSError, filelock.Timeout: the file with the secret key can't be read or created.
+        OSError, filelock.Timeout: the file with the secret key cannot be read or created.
     """
     practice_mode = practice_allowed and not any(name in environ for name in REQUIRED)
     if practice_mode:
@@ -172,7 +172,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     if settings.client_id.isdigit():  # each OAuth client also has a number, which is not valid here
         logger.warning(
             'ZENDESK_CLIENT_ID is a number. If Zendesk responds with "No such client" or invalid_client, use the '
-            'Identifier of the OAuth client, which is a text such as my_oauth_app'
+            'Identifier of the OAuth client, such as my_oauth_app'
         )
     return settings
 

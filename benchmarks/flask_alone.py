@@ -1,8 +1,8 @@
-"""The floor's request and page in a Flask view. The difference from the floor is the cost of Flask."""
+"""The baseline's request and page in a Flask view. The difference from the baseline is the cost of Flask."""
 
 from __future__ import annotations
 
-import floor
+import baseline
 from flask import Flask
 
 app = Flask(__name__)
@@ -10,5 +10,5 @@ app = Flask(__name__)
 
 @app.route('/profile')
 def profile() -> str:
-    user = floor.zendesk.get(floor.URL, headers=floor.HEADERS, timeout=14).json()['user']
-    return floor.page(user)
+    user = baseline.zendesk.get(baseline.URL, headers=baseline.HEADERS, timeout=14).json()['user']
+    return baseline.page(user)

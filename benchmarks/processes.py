@@ -133,24 +133,24 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes = Processes()
-        for name in ('zendesk', 'floor', 'tutorial', 'app'):
+        for name in ('zendesk', 'baseline', 'article', 'app'):
             (folder / name).mkdir()
-        for name, destination in {'floor': 'floor', 'flask_alone': 'floor', 'tutorial_way': 'tutorial'}.items():
+        for name, destination in {'baseline': 'baseline', 'flask_alone': 'baseline', 'article_code': 'article'}.items():
             shutil.copy(HERE / f'{name}.py', folder / destination)
         copy_project(folder / 'app')
 
     def start_stand_in(self, all_authorities: bool) -> None:
         self.stand_in = StandIn(self.processes, self.folder / 'zendesk', all_authorities)
 
-    def start_floor(self) -> Server:
-        return self._start('floor', 'floor', 'floor:app', ACCESS_TOKEN=secrets.token_hex(TOKEN_LENGTH // 2))
+    def start_baseline(self) -> Server:
+        return self._start('baseline', 'baseline', 'baseline:app', ACCESS_TOKEN=secrets.token_hex(TOKEN_LENGTH // 2))
 
     def start_flask_alone(self) -> Server:
         token = secrets.token_hex(TOKEN_LENGTH // 2)
-        return self._start("Flask alone, with the floor's call", 'floor', 'flask_alone:app', ACCESS_TOKEN=token)
+        return self._start("Flask alone, with the baseline's call", 'baseline', 'flask_alone:app', ACCESS_TOKEN=token)
 
-    def start_tutorial_way(self) -> Server:
-        return self._start("the tutorial's way", 'tutorial', 'tutorial_way:app')
+    def start_article_code(self) -> Server:
+        return self._start("the article's code", 'article', 'article_code:app')
 
     def start_app(self, name: str = 'this app', **variables: str) -> Server:
         return self._start(name, 'app', 'app:app', 'zendesk_oauth_session', **variables)
@@ -228,7 +228,7 @@ def users(number: int) -> dict[str, dict[str, Any]]:
 
 
 def write_users(folder: Path, number: int) -> None:
-    """Write a users.json with `number` users, in the format of the app and the tutorial."""
+    """Write a users.json with `number` users, in the format of the app and the article."""
     (folder / 'users.json').write_text(json.dumps(users(number), sort_keys=True, indent=2) + '\n')
 
 

@@ -1,5 +1,5 @@
 """
-Benchmark the profile page against a minimal app (the floor), the tutorial's code, and growing numbers of users.
+Benchmark the profile page against a minimal app (the baseline), the article's code, and growing numbers of users.
 
     .venv/bin/pip install -r benchmarks/requirements.txt && .venv/bin/python benchmarks/run.py
 
@@ -80,11 +80,11 @@ class Store(NamedTuple):
 def main(plan: Plan, all_authorities: bool) -> None:
     with new_bench(all_authorities) as bench, postgresql() as database_url:
         print(f'{system_info()}\n')
-        for name in ('tutorial', 'app'):
+        for name in ('article', 'app'):
             write_users(bench.folder / name, 10)
         servers = [
-            bench.start_floor(),
-            bench.start_tutorial_way(),
+            bench.start_baseline(),
+            bench.start_article_code(),
             bench.start_app(),
             bench.start_app('this app, with debug logging (LOGURU_LEVEL=DEBUG)', LOGURU_LEVEL='DEBUG'),
             bench.start_flask_alone(),
@@ -106,7 +106,7 @@ def system_info() -> str:
 
 def stores(bench: Bench, database_url: str) -> list[Store]:
     return [
-        Store("the tutorial's way", partial(write_users, bench.folder / 'tutorial'), bench.start_tutorial_way),
+        Store("the article's code", partial(write_users, bench.folder / 'article'), bench.start_article_code),
         Store('this app, users.json', partial(write_users, bench.folder / 'app'), bench.start_app),
         Store(
             'this app, PostgreSQL',
@@ -139,7 +139,7 @@ def compare(bench: Bench, servers: list[Server], plan: Plan) -> str:
             concurrent[server.name].append(measure(bench, server, USER_IDS, seconds=plan.concurrent))
             single[server.name].append(measure(bench, server, USER_IDS[:1], seconds=plan.single))
 
-    floor, tutorial, *_ = concurrent.values()
+    baseline, article, *_ = concurrent.values()
     rows = []
     for name, rounds in concurrent.items():
         pages = sum(len(each.times) for each in rounds)
@@ -148,8 +148,8 @@ def compare(bench: Bench, servers: list[Server], plan: Plan) -> str:
             [
                 name,
                 f'{median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f})',
-                f'{ratio(rounds, floor):.0%}',
-                f'{ratio(rounds, tutorial):.2f}',
+                f'{ratio(rounds, baseline):.0%}',
+                f'{ratio(rounds, article):.2f}',
                 milliseconds(time for each in rounds for time in each.times),
                 milliseconds(time for each in single[name] for time in each.times),
                 f'{1000 * sum(each.cpu for each in rounds) / pages:.2f}',
@@ -160,8 +160,8 @@ def compare(bench: Bench, servers: list[Server], plan: Plan) -> str:
     head = [
         f'profile page, median of {plan.rounds} rounds',
         'pages per second (min–max)',
-        'relative to the floor',
-        "relative to the tutorial's way",
+        'relative to the baseline',
+        "relative to the article's code",
         f'ms per page, {len(USER_IDS)} concurrent users',
         'ms per page, one user',
         'worker CPU ms per page',

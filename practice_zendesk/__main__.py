@@ -9,7 +9,7 @@ def main() -> None:
     """Serve the practice Zendesk until the process ends, with short log lines."""
     version = sys.version_info[:2]
     if version < (3, 11):
-        sys.exit('Python 3.11 or newer is needed, and this is Python {}.{}'.format(*version))
+        sys.exit('Python 3.11 or newer is required. This is Python {}.{}'.format(*version))
 
     # Imported late: an older Python fails with a traceback in these modules.
     from loguru import logger

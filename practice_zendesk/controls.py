@@ -126,26 +126,26 @@ ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'expire_access': ('All access tokens have expired.', _expire_access),
     'end_grants': ('All access and refresh tokens have expired.', _end_grants),
     'fail_next': ('The next request will fail.', _fail_next),
-    'cancel_fault': ('The failure is canceled.', _cancel_fault),
-    'rename': ('The user is renamed.', _rename),
+    'cancel_fault': ('The pending failure was canceled.', _cancel_fault),
+    'rename': ('The user was renamed.', _rename),
 }
 
 
 def _label(fault: dict[str, Any]) -> str:
     """Return the label of a fault that this page has set."""
     keys = {key: value for key, value in fault.items() if key not in ('call', 'times')}
-    return next((label for label, known in FAULTS.values() if known == keys), 'a custom fault')
+    return next((label for label, known in FAULTS.values() if known == keys), 'a custom failure')
 
 
 def _time_left(expires_at: float) -> str:
-    """Return the remaining time in words, for example "for 6 min", or "expired"."""
+    """Return the remaining time in words, for example "valid for 6 min", or "expired"."""
     seconds = expires_at - time.time()
     if seconds <= 0:
         return 'expired'
     for unit, name in ((86400, 'days'), (60, 'min')):
         if seconds >= 2 * unit:
-            return f'for {round(seconds / unit)} {name}'
-    return f'for {round(seconds)} s'
+            return f'valid for {round(seconds / unit)} {name}'
+    return f'valid for {round(seconds)} s'
 
 
 def _time_of_day(seconds: float) -> str:

@@ -23,7 +23,7 @@ CALLS = ('any', 'exchange', 'refresh', 'profile', 'revoke')
 PATHS = {'/api/v2/users/me': 'profile', '/api/v2/oauth/tokens/current': 'revoke'}
 SECRETS = ('code', 'access_token', 'refresh_token')
 
-# The keys of a fault: what each value must be, for the error message, and a check of it.
+# The keys of a fault: a description of the valid values, for error messages, and a function that checks a value.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     # The kind of request that fails.
     'call': (f'one of {", ".join(CALLS)}', lambda value: value in CALLS),
@@ -99,8 +99,12 @@ def add_fault_injection(app: Flask) -> None:
         issued = fingerprints(data) if isinstance(data, dict) else ''
         with _lock:
             g.entry.update(status=status, issued=issued, lost=lost, ended=time.time())
-        words = [str(status or 'no response'), issued and f'with {issued}', '(lost)' if status and lost else '']
-        logger.info('{}: {}', g.entry['request'], ' '.join(filter(None, words)))
+        words = [
+            str(status or 'no response'),
+            issued and f'issued {issued}',
+            'response lost' if status and lost else '',
+        ]
+        logger.info('{}: {}', g.entry['request'], ', '.join(filter(None, words)))
         return Response(_drop_connection()) if lost else response
 
 
@@ -135,7 +139,7 @@ def fingerprints(data: dict[str, Any]) -> str:
 
 def _validation_error(faults: Any) -> str | None:
     if not isinstance(faults, list) or not all(isinstance(fault, dict) and 'call' in fault for fault in faults):
-        return 'send a list of faults: each fault is an object with a call'
+        return 'send a JSON list of objects, each with the key "call"'
     for fault in faults:
         for key, value in fault.items():
             if key not in KEYS:

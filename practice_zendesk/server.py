@@ -1,5 +1,5 @@
 """
-Zendesk's OAuth endpoints and "Show self", with Zendesk's statuses and error bodies.
+Zendesk's OAuth endpoints and "Show Self", with Zendesk's status codes and error bodies.
 
 The server knows one OAuth client: the practice client, or the client in ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and
 REDIRECT_URI. Comments mark behavior that Zendesk does not document.
@@ -125,7 +125,9 @@ def check_authorization_request() -> ResponseReturnValue | None:
     if request.args.get('client_id') != CLIENT_ID:
         return invalid_authorization_request('No such client')
     if request.args.get('redirect_uri') != REDIRECT_URI:
-        return invalid_authorization_request('invalid_request: the redirect URI is not one of the client’s.')
+        return invalid_authorization_request(
+            'invalid_request: the redirect URI does not match any of the client’s redirect URLs.'
+        )
     if request.args.get('response_type') != 'code':
         return redirect_with_error('unsupported_response_type')
     if not request.args.get('scope', '').split():
@@ -265,7 +267,7 @@ def same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-# --- Show self: GET /api/v2/users/me --- #
+# --- Show Self: GET /api/v2/users/me --- #
 
 
 @app.get('/api/v2/users/me')
@@ -375,7 +377,7 @@ def server(port: int) -> BaseWSGIServer:
 def serve(port: int) -> None:
     """Serve the practice Zendesk until the process ends."""
     listening = server(port)
-    logger.info('Serving the practice Zendesk at http://localhost:{} for the client {}', port, CLIENT_ID)
+    logger.info('Serving the practice Zendesk at http://localhost:{} for the OAuth client {}', port, CLIENT_ID)
     listening.serve_forever()
 
 

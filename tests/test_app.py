@@ -124,7 +124,7 @@ def test_a_rate_limit_shows_an_error_page_and_keeps_tokens(alice, zendesk):
     zendesk.get(SHOW_SELF, status=429, body='Number of allowed API requests exceeded', headers={'Retry-After': '7'})
     page = alice.get('/profile')
     assert (page.status_code, page.headers['Retry-After']) == (503, '7')
-    assert 'Please wait 7 seconds, then try again.' in page.text
+    assert 'Wait 7 seconds, then try again.' in page.text
     assert 'href="/profile"' in page.text
     assert stored() == {'alice': OLD, 'bob': OTHER}
 
@@ -159,7 +159,7 @@ def test_the_grant_page_explains_why_access_is_needed(browser):
 
 def test_the_grant_page_explains_why_access_has_ended(browser):
     page = browser.get('/grant_access?ended=1').text
-    assert 'Your access has ended.' in page
+    assert 'access to your account has ended' in page
     assert 'expired, used or unknown' in page
     assert 'needs to access your Zendesk account' in page
     assert 'granted access yet' not in page
@@ -275,13 +275,13 @@ def test_new_tokens_are_revoked_if_they_cannot_be_stored(alice, zendesk, full_di
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
     page = alice.grant()
     assert page.status_code == 503
-    assert 'Please grant access again.' in page.text
+    assert 'Grant access again.' in page.text
     assert 'href="/grant_access"' in page.text
     assert requests_to(zendesk, REVOKE) == 1
     assert (alice.user_id, stored()) == ('alice', {'alice': OLD, 'bob': OTHER})
 
 
-def test_a_401_ends_a_grant_without_a_refresh_token(browser, zendesk):
+def test_a_401_without_a_refresh_token_ends_the_grant(browser, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'scope': 'users:read'})
     browser.grant()
     assert stored()[browser.user_id] == {'access_token': 'only-access', 'refresh_token': ''}

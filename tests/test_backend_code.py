@@ -177,7 +177,7 @@ def test_a_late_response_does_not_overwrite_a_changed_grant(signed_in, zendesk, 
 
 
 @pytest.mark.parametrize('request_count', [2, 5, 50])
-def test_simultaneous_requests_refresh_once(app, zendesk, request_count):
+def test_concurrent_requests_refresh_once(app, zendesk, request_count):
     store(alice=OLD)
 
     def show_self(request):

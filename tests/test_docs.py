@@ -119,8 +119,8 @@ def test_the_readme_names_each_route_and_function_of_the_article():
     assert all(hasattr(app_module, name) or hasattr(backend_code, name) for name in names)
 
 
-def test_the_readme_has_at_most_150_lines():
-    assert README.count('\n') <= 150
+def test_the_readme_has_at_most_130_lines():
+    assert README.count('\n') <= 130
 
 
 def test_the_two_tutorial_files_have_at_most_280_lines():

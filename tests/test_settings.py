@@ -228,7 +228,7 @@ def test_the_error_names_an_unreadable_env_file(monkeypatch, capsys):
     monkeypatch.setattr(settings_module, 'load_dotenv', refuse)
     with pytest.raises(SystemExit):
         settings_module.load_settings()
-    assert "/.env can't be read" in capsys.readouterr().err.replace(os.sep, '/')
+    assert '/.env cannot be read' in capsys.readouterr().err.replace(os.sep, '/')
 
 
 # --- Production --- #

@@ -45,7 +45,7 @@ AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
 def init_app(app: Flask, settings: Settings) -> None:
     """Set up what all pages share: session cookie, headers, canonical host, cross-site checks and error pages."""
     configure_cookies(app, settings)
-    app.url_map.merge_slashes = False  # or /zendesk//auth redirects to the host in the request
+    app.url_map.merge_slashes = False  # otherwise /zendesk//auth redirects to the host in the request
     if settings.proxy_hops:
         # Anyone can send these headers, so trust only the values that this number of proxies added.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
@@ -78,12 +78,12 @@ def redirect_to_canonical_host(settings: Settings) -> ResponseReturnValue | None
 
 
 def refuse_prefetches_and_other_sites(settings: Settings) -> ResponseReturnValue | None:
-    """Refuse prefetches of the grant routes, and cross-site requests that begin a grant or change something."""
+    """Refuse prefetches of the grant routes, and cross-site requests that start a grant or change something."""
     if request.path in (AUTHORIZE, CALLBACK) and not is_navigation(request):
         return 'Open this page in a browser tab.\n', 503, {'Content-Type': 'text/plain'}
     if request.path == AUTHORIZE and not comes_from_this_site(request):
         return redirect('/grant_access')
-    if request.method not in ('GET', 'HEAD', 'OPTIONS') and not form_is_ours(request, settings.origin):
+    if request.method not in ('GET', 'HEAD', 'OPTIONS') and not is_same_origin_form(request, settings.origin):
         raise Forbidden('This request came from another site, so nothing was changed.')
     return None
 
@@ -187,7 +187,7 @@ def comes_from_this_site(request: Request) -> bool:
     return request.headers.get('Sec-Fetch-Site', 'none') in ('same-origin', 'none')
 
 
-def form_is_ours(request: Request, origin: str) -> bool:
+def is_same_origin_form(request: Request, origin: str) -> bool:
     """
     Return True if a page of this origin sent the form, or a client other than a browser.
 

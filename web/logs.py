@@ -1,4 +1,4 @@
-"""Set up loguru: no secrets, and short lines in the terminal. It also receives the package's standard log records."""
+"""Set up loguru: no secrets, and short lines in the terminal. It also handles the package's standard log records."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def terminal_format(record: Any) -> str:
     """
     Return the format of an event: the time, "app" or "Zendesk", and the message, wrapped at COLUMNS.
 
-    An exchange with Zendesk becomes two lines, the app's request and Zendesk's response.
+    An exchange with Zendesk becomes two lines: the app's request and Zendesk's response.
     """
     message, level = record['message'], record['level']
     if record['extra'].get('exchange'):

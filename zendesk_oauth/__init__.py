@@ -1,5 +1,5 @@
 """
-An OAuth client for Zendesk: the authorization code flow with PKCE, and rotating refresh tokens.
+An OAuth library for Zendesk: the authorization code flow with PKCE, and rotating refresh tokens.
 
     oauth = ZendeskOAuth(
         zendesk_url='https://mondocam.zendesk.com',

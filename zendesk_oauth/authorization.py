@@ -56,7 +56,7 @@ class AuthorizationRequest:
 
 
 class Authorization:
-    """Begin and complete the authorization requests of one OAuth client."""
+    """Create and verify the authorization requests of one OAuth client."""
 
     def __init__(self, *, client_secret: str, redirect_uri: str, scope: str, issuer: str) -> None:
         self._key = hmac.digest(client_secret.encode(), b'zendesk_oauth: authorization requests', 'sha256')
@@ -66,7 +66,7 @@ class Authorization:
         self._cookie_prefix = ('__Host-' if self._https else '') + COOKIE_NAME
 
     def begin(self, user_id: str | None) -> AuthorizationRequest:
-        """Return a new authorization request, bound to the browser and, unless it is None, to the user."""
+        """Return a new authorization request, bound to the browser and, if `user_id` is given, to the user."""
         state, started = secrets.token_urlsafe(32), int(time.time())
         log.debug('Created state %s and a code verifier for this browser', fingerprint(state))
         return AuthorizationRequest(
@@ -88,7 +88,7 @@ class Authorization:
         self, query: Mapping[str, str], cookies: Mapping[str, str], user_id: str | None
     ) -> tuple[str, int]:
         """
-        Verify that this browser and user began the callback's request less than LIFETIME seconds ago.
+        Verify that this browser and user started the callback's request less than LIFETIME seconds ago.
 
         Call it before using anything else in the query (RFC 9700, sections 2.1 and 4.7).
 
@@ -118,7 +118,7 @@ class Authorization:
                 'The browser sent no cookie of an authorization request. The user started in another browser, at an '
                 f'address other than {origin} (localhost and 127.0.0.1 have separate cookies), or more than an hour '
                 f'ago, or the browser blocks cookies. Start again at {origin}',
-                advice=f'Please start again at {origin}, allow cookies, and finish in the same browser.',
+                advice=f'Start again at {origin}, allow cookies, and finish in the same browser.',
             )
         raise AuthorizationError(
             'This browser did not start the authorization request with this state. The link was probably opened in '
@@ -178,19 +178,19 @@ def _authorization_error(error: str) -> AuthorizationError:
             'Zendesk is temporarily unavailable. Try again later',
             status=503,
             title='Zendesk is temporarily unavailable',
-            advice='Please try again in a moment.',
+            advice='Try again in a moment.',
         )
     if error == 'server_error':
         return AuthorizationError(
             'Zendesk had an internal error. Try again later',
             status=502,
             title='The request to Zendesk failed',
-            advice='Please try again in a moment.',
+            advice='Try again in a moment.',
         )
     return AuthorizationError(
         'Zendesk reported an error that is not in RFC 6749',
         title='Access was not granted',
-        advice='Zendesk reported an error. Please try again.',
+        advice='Zendesk reported an error. Try again.',
     )
 
 

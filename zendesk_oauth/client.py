@@ -1,4 +1,4 @@
-"""The OAuth client: authorization requests, token requests, API requests, revocation, stored tokens."""
+"""ZendeskOAuth: authorization requests, token requests, API requests, revocation, stored tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger('zendesk_oauth')
 
 class ZendeskOAuth:
     """
-    An OAuth client for one Zendesk account. `store` holds the tokens of all users.
+    The OAuth requests and the stored tokens of one Zendesk account. `store` holds the tokens of all users.
 
     `zendesk_url` is the address of the account, for example https://mondocam.zendesk.com. Threads and forked processes
     can share an instance.
@@ -61,7 +61,7 @@ class ZendeskOAuth:
         """
         Return a new authorization request: its `state`, `code_challenge` and the cookie that binds it to the browser.
 
-        With `user_id=None` it is bound to the browser only (RFC 6749, section 4.1.1; RFC 7636, section 4.3).
+        `user_id` must be None: the request is bound to the browser only. (RFC 6749, section 4.1.1; RFC 7636, 4.3)
         """
         return self._authorization.begin(user_id)
 
@@ -72,11 +72,11 @@ class ZendeskOAuth:
         Call it before using anything else in the query (RFC 9700, section 4.7).
 
         Raises:
-            AuthorizationError: another browser began the request, or the request has expired or was already used.
-            StoreError: the store can't mark the state as used.
+            AuthorizationError: another browser started the request, or the request has expired or was already used.
+            StoreError: the store cannot mark the state as used.
         """
         state, expires_at = self._authorization.verified_state(query, cookies, None)
-        # Deleting the cookie would not stop simultaneous requests, so mark the state as used in the store.
+        # Deleting the cookie would not stop concurrent requests, so mark the state as used in the store.
         if not self.store.consume_once(digest(state), expires_at):
             raise AuthorizationError('The state was already used: the callback was opened twice. No action is needed')
         log.info('State %s is valid: this browser started the request', endpoints.fingerprint(state))
@@ -98,7 +98,7 @@ class ZendeskOAuth:
         """
         Send `form` to the token endpoint once and return the tokens (RFC 6749, sections 4.1.3 and 6).
 
-        Before a refresh, check that the store is writable, because Zendesk deletes the old tokens.
+        Before a refresh, check that the store is writable, because Zendesk invalidates the old tokens.
 
         Returns:
             `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at`
@@ -124,7 +124,7 @@ class ZendeskOAuth:
             return endpoints.tokens_from(endpoints.send(self._zendesk_url, 'POST', '/oauth/tokens', form=form), form)
         except ZendeskError as error:
             if type(error) in (ZendeskError, ZendeskTimeout):  # Zendesk may have issued tokens that did not arrive
-                error.advice += ' If the app then asks for access, grant it again.'
+                error.advice += ' If the app then asks you to grant access, do so again.'
             raise
 
     def api_request(self, method: str, path: str, *, headers: Mapping[str, str]) -> Response:
@@ -216,7 +216,7 @@ class ZendeskOAuth:
 
         Raises:
             LockTimeout: another refresh of the same tokens held the lock too long.
-            StoreError: the store can't be read.
+            StoreError: the store cannot be read.
         """
         return self.store.refresh_lock(user_id)
 
@@ -225,7 +225,7 @@ class ZendeskOAuth:
         Store the tokens of a new grant.
 
         Raises:
-            StoreError: the tokens can't be stored. They are revoked (best effort).
+            StoreError: the tokens cannot be stored. They are revoked (best effort).
         """
         with self._revoked_if_not_stored(tokens):
             self.store.save(user_id, tokens)
@@ -238,7 +238,7 @@ class ZendeskOAuth:
             The stored record, or None. If it is not `tokens`, the new tokens are revoked (best effort).
 
         Raises:
-            StoreError: the new tokens can't be stored. They are revoked (best effort).
+            StoreError: the new tokens cannot be stored. They are revoked (best effort).
         """
         with self._revoked_if_not_stored(tokens):
             stored = self.store.replace(user_id, old_refresh_token, tokens)
@@ -255,9 +255,7 @@ class ZendeskOAuth:
             if tokens is not None:
                 log.warning('The new tokens cannot be stored: revoking them')
                 self.revoke_tokens(tokens, best_effort=True)
-                error.advice = (
-                    "Your new tokens couldn't be stored. Please grant access again. The app's log has the cause."
-                )
+                error.advice = "Your new tokens could not be stored. Grant access again. The app's log has the cause."
                 error.reauthorize = True
             raise
 

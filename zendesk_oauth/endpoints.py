@@ -91,7 +91,7 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
     if scope and data.get('scope', scope) != scope:
-        log.warning('Zendesk granted another scope than %s: check the scopes of the OAuth client', scope)
+        log.warning('Zendesk granted a scope other than %s: check the scopes of the OAuth client', scope)
     return tokens
 
 
@@ -104,7 +104,7 @@ INVALID_GRANT = {
 
 def user_from(response: Response) -> dict[str, str]:
     """
-    Return the `name` and `role` of the user from Zendesk's response to "Show self".
+    Return the `name` and `role` of the user from Zendesk's response to "Show Self".
 
     https://developer.zendesk.com/api-reference/ticketing/users/users/#show-self
 
@@ -115,12 +115,12 @@ def user_from(response: Response) -> dict[str, str]:
         ZendeskError: any other failure.
     """
     if response.status_code == 401:
-        raise NewTokenRejected('Zendesk rejected the new access token (401): giving up')
+        raise NewTokenRejected('Zendesk rejected the new access token (401)')
     if response.status_code == 403:
         raise InsufficientScope(
             'Zendesk responded with 403. Add the scope users:read to the OAuth client, and check the role of the user',
-            advice='Zendesk does not allow this app to read your profile. Either the access that you granted lacks the '
-            'scope users:read, or your Zendesk user was demoted or suspended.',
+            advice='Zendesk does not allow this app to read your profile. Either the access you granted lacks the '
+            'scope users:read, or your Zendesk user was downgraded or suspended.',
         )
     if response.status_code != 200:
         raise unexpected_status(response, 'users:read')
@@ -149,7 +149,7 @@ def unexpected_status(response: Response, scope: str) -> ZendeskError:
         return error(
             f'Zendesk responded with {status} ({cause}). Try again in {retry_after} s',
             retry_after=retry_after,
-            advice=f'Please wait {retry_after} {"second" if retry_after == 1 else "seconds"}, then try again.',
+            advice=f'Wait {retry_after} {"second" if retry_after == 1 else "seconds"}, then try again.',
         )
     if status >= 500:
         return ZendeskError(f'Zendesk responded with {status}. Try again later')
@@ -225,7 +225,7 @@ def _log_exchange(
     if response is not None:
         issued = fingerprints(data)
         code = data.get('error') if data.get('error') in ERROR_CODES else ''
-        outcome = f'{response.status_code} {code}'.rstrip() + (f' with {issued}' if issued else '')
+        outcome = f'{response.status_code} {code}'.rstrip() + (f', issued {issued}' if issued else '')
     message = f'{method} {path} with {sent_with}: {outcome}' if sent_with else f'{method} {path}: {outcome}'
     exchange_log.log(level, '%s', message, extra={'request': request, 'response': received})
 
@@ -242,7 +242,7 @@ def _object(response: Response) -> dict[str, Any]:
 def _token(data: dict[str, Any], name: str) -> str:
     token = data.get(name)
     if not isinstance(token, str) or not TOKEN.fullmatch(token):
-        raise ZendeskError(f'Zendesk responded without a usable {name}')
+        raise ZendeskError(f"Zendesk's response has no valid {name}")
     return token
 
 

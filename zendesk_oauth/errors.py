@@ -16,7 +16,7 @@ class ZendeskOAuthError(Exception):
 
     status = 500
     title = 'Something went wrong'
-    advice = 'Please try again.'
+    advice = 'Try again.'
     reauthorize = False
     retry_after: int | None = None
 
@@ -51,7 +51,7 @@ class AuthorizationExpired(AuthorizationError):
     """The authorization request is more than ten minutes old."""
 
     title = 'That took too long'
-    advice = 'An authorization request is valid for ten minutes. Please start again.'
+    advice = 'You have ten minutes to allow access. Start again.'
 
 
 class AccessDenied(AuthorizationError):
@@ -66,16 +66,16 @@ class AccessDenied(AuthorizationError):
 
 
 class ZendeskError(ZendeskOAuthError):
-    """Zendesk refused the request, or did not send a valid response. The stored tokens are unchanged."""
+    """Zendesk rejected the request or did not send a valid response."""
 
     status = 502
     title = 'The request to Zendesk failed'
-    advice = 'Please try again in a moment.'
+    advice = 'Try again in a moment.'
 
 
 class InvalidGrant(ZendeskError):
     """
-    Zendesk refused the authorization code or the refresh token: it is expired, used or unknown.
+    Zendesk rejected the authorization code or the refresh token: it is expired, used or unknown.
 
     The user must grant access again (RFC 6749, section 5.2).
     """
@@ -83,9 +83,8 @@ class InvalidGrant(ZendeskError):
     status = 400
     title = 'The authorization code is no longer valid'
     advice = (
-        'The authorization code has expired or was already used. A code is valid for two minutes and for one use. '
-        'Please start again. If this happens every time, check that REDIRECT_URI matches one of the redirect URLs of '
-        'the OAuth client exactly.'
+        'An authorization code can be used once, within two minutes. Start again. If this happens every time, check '
+        'that REDIRECT_URI matches one of the redirect URLs of the OAuth client exactly.'
     )
     reauthorize = True
 
@@ -126,18 +125,15 @@ class NewTokenRejected(ZendeskError):
     """Zendesk rejected an access token that it had just issued."""
 
     title = 'Zendesk rejected the new access token'
-    advice = 'Please grant access again.'
+    advice = 'Grant access again.'
     reauthorize = True
 
 
 class AnonymousUser(ZendeskError):
     """Zendesk ignored the access token and returned its anonymous user."""
 
-    title = 'Zendesk does not recognize you'
-    advice = (
-        'Zendesk ignored the access token. Grant access again. '
-        'If this keeps happening, a proxy is removing the Authorization header.'
-    )
+    title = 'Zendesk ignored the access token'
+    advice = 'Grant access again. If this keeps happening, a proxy may be removing the Authorization header.'
     reauthorize = True
 
 
@@ -149,8 +145,9 @@ _OTHER_CLIENT = (
 SETUP_ERRORS = {
     'invalid_client': (
         'Zendesk rejected the client ID or the client secret',
-        'Check that ZENDESK_CLIENT_ID is the Identifier of the OAuth client (a text, not a number), and that '
-        'ZENDESK_CLIENT_SECRET is its secret. If the secret is lost, generate a new one in Admin Center',
+        'Check that ZENDESK_CLIENT_ID is the Identifier of the OAuth client (a name such as my_oauth_app, not a '
+        'number), and that ZENDESK_CLIENT_SECRET is its secret. If the secret is lost, generate a new one in Admin '
+        'Center',
     ),
     'invalid_scope': (
         'The OAuth client does not allow this scope',
@@ -188,16 +185,16 @@ def setup_error(code: str, scope: str) -> SetupError:
 
 
 class StoreError(ZendeskOAuthError):
-    """The store can't be read or written. Its records are unchanged."""
+    """The store cannot be read or written."""
 
     status = 503
     title = 'The app cannot access its stored data'
-    advice = "Please try again in a moment. The app's log has the cause."
+    advice = "Try again in a moment. The app's log has the cause."
 
 
 class LockTimeout(StoreError):
-    """Another refresh of the same tokens held the lock too long."""
+    """Another request held the lock too long."""
 
     title = 'The app is busy'
-    advice = 'Please wait a few seconds, then try again.'
+    advice = 'Wait a few seconds, then try again.'
     retry_after = 10

@@ -125,9 +125,9 @@ class PostgresqlStore(Store):
                 delete(TOKENS).where(TOKENS.c.dies_at < time.time(), TOKENS.c.user_id != user_id)
             ).rowcount
 
-        dropped = self._execute(work, retry_timeout=WRITE_TIMEOUT)
-        if dropped:
-            log.info('Deleting records with expired refresh tokens: %s', dropped)
+        deleted = self._execute(work, retry_timeout=WRITE_TIMEOUT)
+        if deleted:
+            log.info('Deleting records with expired refresh tokens: %s', deleted)
 
     def remove(self, user_id: str) -> Record | None:
         before = None
@@ -174,15 +174,15 @@ class PostgresqlStore(Store):
                 )
             time.sleep(LOCK_RETRY_INTERVAL)
 
-        over = threading.Event()
-        threading.Thread(target=self._renew_lock, args=(user_id, holder, over), daemon=True).start()
+        released = threading.Event()
+        threading.Thread(target=self._renew_lock, args=(user_id, holder, released), daemon=True).start()
         try:
             if not was_free:
                 # After a database outage, give the previous holder time to store its new tokens.
                 time.sleep(TAKEOVER_DELAY)
             yield self.find(user_id)
         finally:
-            over.set()
+            released.set()
             with contextlib.suppress(StoreError):  # the lock expires after LEASE seconds
                 self._execute(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
 
@@ -202,9 +202,9 @@ class PostgresqlStore(Store):
         was_free = literal_column('xmax = 0', Boolean)  # true if the row was inserted, false if it was updated
         return self._execute(lambda db: db.scalar(take.returning(was_free)))
 
-    def _renew_lock(self, user_id: str, holder: str, over: threading.Event) -> None:
+    def _renew_lock(self, user_id: str, holder: str, released: threading.Event) -> None:
         longer = update(LOCKS).where(*_held_by(user_id, holder)).values(held_until=_from_now(LEASE))
-        while not over.wait(RENEWAL_INTERVAL):
+        while not released.wait(RENEWAL_INTERVAL):
             with contextlib.suppress(StoreError):  # the next attempt may succeed
                 self._execute(lambda db: db.execute(longer), connections=1)  # the main pool may be exhausted
 
@@ -228,13 +228,13 @@ class PostgresqlStore(Store):
             if _is_missing_table(problem) and not tables_missed:
                 tables_missed = True
                 self._make_tables()
-            elif _may_pass(problem) and time.monotonic() < deadline:
+            elif _is_transient(problem) and time.monotonic() < deadline:
                 time.sleep(RETRY_INTERVAL)
             else:
-                raise StoreError(f"The table {self} can't be accessed: {_cause(problem)}. {REMEDY}") from problem
+                raise StoreError(f'The table {self} cannot be accessed: {_cause(problem)}. {REMEDY}') from problem
 
     def _make_tables(self) -> None:
-        """Create the tables, under a lock: simultaneous "create table if not exists" statements can fail."""
+        """Create the tables, under a lock: concurrent "create table if not exists" statements can fail."""
         log.info('Creating the database tables')
         try:
             engine = _engine(self._url, os.getpid(), MAX_CONNECTIONS)
@@ -243,7 +243,7 @@ class PostgresqlStore(Store):
                 _metadata.create_all(db)
         except SQLAlchemyError as error:
             raise StoreError(
-                f"The tables can't be created: {_cause(error)}. Allow the user in DATABASE_URL to create tables"
+                f'The tables cannot be created: {_cause(error)}. Allow the user in DATABASE_URL to create tables'
             ) from error
 
 
@@ -279,7 +279,7 @@ def _is_missing_table(problem: Exception) -> bool:
     return isinstance(problem, DBAPIError) and getattr(problem.orig, 'sqlstate', None) == '42P01'
 
 
-def _may_pass(problem: Exception) -> bool:
+def _is_transient(problem: Exception) -> bool:
     """Return True for a connection error, False for an error in the statement."""
     return not isinstance(problem, DBAPIError) or isinstance(problem, (InterfaceError, OperationalError))
 

@@ -54,9 +54,9 @@ class Store(Protocol):
 
     def replace(self, user_id: str, refresh_token: str, record: Record | None) -> Record | None:
         """
-        Set the record, or delete it if `record` is None, if the stored record has this refresh token.
+        If the stored record has this refresh token, replace it with `record`, or delete it if `record` is None.
 
-        Return the record that is stored afterwards.
+        Return the record that is stored afterward.
         """
 
     def check_writable(self) -> None:
@@ -156,7 +156,7 @@ class JsonFileStore(Store):
         """Create a marker file, in a folder for the hour of its expiry. Only one thread or process can succeed."""
         self._sweep_markers()
         folder = self._folder(f'used-{expires_at // HOUR}')
-        with _or_store_error(f"{folder} can't be written"), contextlib.suppress(FileExistsError):
+        with _or_store_error(f'{folder} cannot be written'), contextlib.suppress(FileExistsError):
             (folder / key).touch(mode=0o600, exist_ok=False)
             return True
         return False
@@ -165,7 +165,7 @@ class JsonFileStore(Store):
 
     def _current(self, cached: bool = True) -> dict[str, Any]:
         """Return the records; do not change them. Read the file again only if it has changed."""
-        with _or_store_error(f"{self} can't be read"):
+        with _or_store_error(f'{self} cannot be read'):
             try:
                 status = Path(str(self)).stat()
             except FileNotFoundError:
@@ -183,7 +183,7 @@ class JsonFileStore(Store):
         return records
 
     def _read(self) -> dict[str, Any]:
-        with _or_store_error(f"{self} can't be read"):
+        with _or_store_error(f'{self} cannot be read'):
             try:
                 records = json.loads(Path(str(self)).read_text(encoding='utf-8-sig'))
             except FileNotFoundError:
@@ -205,7 +205,7 @@ class JsonFileStore(Store):
                     break
                 time.sleep(0.02)
         renamed = f'{self}.unreadable-{time.time_ns()}'
-        with _or_store_error(f"{self} is not JSON, and can't be renamed"):
+        with _or_store_error(f'{self} is not JSON, and cannot be renamed'):
             Path(str(self)).chmod(0o600)
             Path(str(self)).rename(renamed)
         log.error(
@@ -227,7 +227,7 @@ class JsonFileStore(Store):
             before = dict(records)
             yield records
             if spare or records != before:
-                with _or_store_error(f"{self} can't be written"):
+                with _or_store_error(f'{self} cannot be written'):
                     write_private_file(str(self), json.dumps(records, sort_keys=True, indent=2) + '\n', spare)
 
     # --- Locks and markers --- #
@@ -235,7 +235,7 @@ class JsonFileStore(Store):
     def _folder(self, name: str) -> Path:
         """Return this folder in `users.json.d`, creating both if needed."""
         folder = Path(f'{self}.d') / name
-        with _or_store_error(f"{folder} can't be created"):
+        with _or_store_error(f'{folder} cannot be created'):
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
         return folder
@@ -245,7 +245,7 @@ class JsonFileStore(Store):
         """Hold the lock file with this name. Wait for it up to `timeout` seconds."""
         path = self._folder('locks') / f'{name}.lock'
         lock = FileLock(path, timeout=timeout, mode=0o600)
-        with _or_store_error(f"the lock {path} can't be acquired"):
+        with _or_store_error(f'the lock {path} cannot be acquired'):
             try:
                 lock.acquire()
             except Timeout as error:

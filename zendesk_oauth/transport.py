@@ -68,9 +68,9 @@ def send(
     `data` is sent as a form. `timeout` is in seconds for the whole exchange, by default CALL_TIMEOUT. It does not cover
     the DNS lookup: the resolver has a separate timeout.
 
-    A GET request uses a kept connection. If that connection fails, the request is sent again over a new one. All other
-    methods use a new connection and are sent only once: a second POST could refresh the tokens twice (RFC 9110, section
-    9.2.2).
+    A GET request uses a persistent connection. If that connection fails, the request is sent again over a new one. All
+    other methods use a new connection and are sent only once: a second POST could refresh the tokens twice (RFC 9110,
+    section 9.2.2).
 
     Raises:
         TimeoutError: no connection, or no complete response, within the timeout. The text names the cause.
@@ -152,7 +152,7 @@ def _environment(scheme: str, host: str) -> tuple[Any, str]:
 
 class _Connections(HTTPAdapter):
     """
-    Kept connections, shared by all threads. Each connection serves one request at a time.
+    Persistent connections, shared by all threads. Each connection serves one request at a time.
 
     The CA certificates are loaded once, because loading them takes longer than connecting. requests would load them for
     each new connection.

@@ -193,7 +193,7 @@ def copy_project(folder: Path) -> None:
 
 
 def request_profiles(home: str, browsers: list[HttpBrowser], times: int) -> list[requests.Response]:
-    """Request the profile with the cookies of each browser, `times` times, all simultaneously."""
+    """Request the profile with the cookies of each browser, `times` times, all concurrently."""
     cookies = [browser.http.cookies.get_dict() for browser in browsers] * times
 
     def visit(cookies: dict) -> requests.Response:

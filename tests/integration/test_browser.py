@@ -321,7 +321,7 @@ def test_step_6_the_app_requests_access_again_after_both_tokens_expire(page):
     click(page, 'Step 6: expire both tokens')
     click(page, 'Get my profile in the app')
     assert page.url == f'{GRANT_ACCESS}?ended=1'
-    assert page.get_by_text('Your access has ended.').is_visible()
+    assert page.get_by_text('access to your account has ended').is_visible()
     steps = panel_steps(page)
     assert in_order(steps, ': 401', ': 400', 'The refresh token is invalid', 'Redirect')
     click(page, 'Grant access')
@@ -513,7 +513,7 @@ def every_page(page) -> Iterator[str]:
     yield at('no such page of the practice Zendesk')
 
 
-def test_axe_core_finds_no_violations_in_either_colour_scheme(page, figure):
+def test_axe_core_finds_no_violations_in_either_color_scheme(page, figure):
     found, pages = [], 0
     for name in every_page(page):
         pages += 1
@@ -526,7 +526,7 @@ def test_axe_core_finds_no_violations_in_either_colour_scheme(page, figure):
                 for violation in result.response['violations']
             ]
     version = result.response['testEngine']['version']
-    figure(f'axe-core {version}: {len(found)} violations on {pages} pages in 2 colour schemes')
+    figure(f'axe-core {version}: {len(found)} violations on {pages} pages in 2 color schemes')
     assert found == []
 
 

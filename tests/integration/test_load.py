@@ -58,7 +58,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_sixty_simultaneous_requests_with_an_expired_token_make_one_refresh(processes, gunicorn_home, figure):
+def test_sixty_concurrent_requests_with_an_expired_token_make_one_refresh(processes, gunicorn_home, figure):
     browser = HttpBrowser(gunicorn_home)
     browser.grant()
     counted = []
@@ -69,13 +69,13 @@ def test_sixty_simultaneous_requests_with_an_expired_token_make_one_refresh(proc
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 simultaneous requests with an expired token, 4 processes, 5 times: refresh requests {counted}')
+    figure(f'60 concurrent requests with an expired token, 4 processes, 5 times: refresh requests {counted}')
     assert counted == [1] * 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('server', ['home', 'gunicorn_home'])
-def test_300_simultaneous_requests_make_one_refresh_per_user(processes, server, figure, request):
+def test_300_concurrent_requests_make_one_refresh_per_user(processes, server, figure, request):
     home = request.getfixturevalue(server)
     browsers = [HttpBrowser(home) for _ in range(30)]
     for browser in browsers:
@@ -86,7 +86,7 @@ def test_300_simultaneous_requests_make_one_refresh_per_user(processes, server, 
     seconds = time.monotonic() - before
     assert [page.status_code for page in pages] == [200] * 300
     figure(
-        f'300 simultaneous requests of 30 users with expired tokens ({server}): {processes.refreshes()} refresh '
+        f'300 concurrent requests of 30 users with expired tokens ({server}): {processes.refreshes()} refresh '
         f'requests, all responses after {seconds:.1f} s'
     )
     assert processes.refreshes() == 30
@@ -94,7 +94,7 @@ def test_300_simultaneous_requests_make_one_refresh_per_user(processes, server, 
 
 
 @pytest.mark.slow
-def test_refreshes_of_different_users_run_simultaneously(processes, gunicorn_home, figure):
+def test_refreshes_of_different_users_run_concurrently(processes, gunicorn_home, figure):
     browsers = [HttpBrowser(gunicorn_home) for _ in range(12)]
     for browser in browsers:
         browser.grant()
@@ -212,7 +212,7 @@ def test_the_app_recovers_after_workers_are_killed_during_a_refresh(
 
 
 @pytest.mark.slow
-def test_eighty_simultaneous_grants_store_eighty_records(processes, gunicorn_home, figure):
+def test_eighty_concurrent_grants_store_eighty_records(processes, gunicorn_home, figure):
     browsers = [HttpBrowser(gunicorn_home) for _ in range(80)]
     together = threading.Barrier(80)
 
@@ -225,7 +225,7 @@ def test_eighty_simultaneous_grants_store_eighty_records(processes, gunicorn_hom
 
     with ThreadPoolExecutor(80) as pool:
         assert list(pool.map(grant, browsers)) == [f'👋 Hi, {AGENT}!'] * 80
-    figure(f'80 simultaneous grants, 4 processes: {len(processes.users)} records')
+    figure(f'80 concurrent grants, 4 processes: {len(processes.users)} records')
     assert len(processes.users) == 80
 
 

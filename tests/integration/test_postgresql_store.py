@@ -54,7 +54,7 @@ def test_the_first_use_creates_the_tables(db, postgresql):
     assert [table for [table] in postgresql.sql(TABLES)] == ['zendesk_refreshes', 'zendesk_tokens', 'zendesk_used_keys']
 
 
-def test_simultaneous_first_uses_create_the_tables_once(db, postgresql):
+def test_concurrent_first_uses_create_the_tables_once(db, postgresql):
     users = [f'user-{number}' for number in range(5)]
     for _ in range(20):
         postgresql.sql('DROP TABLE IF EXISTS zendesk_tokens, zendesk_refreshes, zendesk_used_keys')
@@ -364,7 +364,7 @@ class Machines:
             machine.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{port}', 'app:app', port=port, **variables)
 
     def request_profiles(self, browsers: list[HttpBrowser], times: int) -> list[requests.Response]:
-        """Request the profile of each browser `times` times simultaneously, half of them from each machine."""
+        """Request the profile of each browser `times` times concurrently, half of them from each machine."""
         with ThreadPoolExecutor(len(self.homes)) as pool:
             responses = pool.map(lambda home: request_profiles(home, browsers, times // len(self.homes)), self.homes)
             return [page for pages in responses for page in pages]
@@ -400,7 +400,7 @@ def test_two_machines_serve_the_same_user(processes, machines, postgresql):
         assert secret not in machines.output
 
 
-def test_one_of_ten_simultaneous_callbacks_to_two_machines_succeeds(processes, machines):
+def test_one_of_ten_concurrent_callbacks_to_two_machines_succeeds(processes, machines):
     browser = HttpBrowser(machines.homes[0])
     browser.visit(f'{machines.homes[0]}zendesk/auth')
     callback = browser.submit('allow', allow_redirects=False).headers['Location']
@@ -425,11 +425,11 @@ def test_sixty_requests_to_two_machines_make_one_refresh(processes, machines, fi
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 simultaneous requests to two machines with an expired token, 5 times: refresh requests {counted}')
+    figure(f'60 concurrent requests to two machines with an expired token, 5 times: refresh requests {counted}')
     assert counted == [1] * 5
 
 
-def test_refreshes_of_different_users_run_simultaneously(processes, machines):
+def test_refreshes_of_different_users_run_concurrently(processes, machines):
     browsers = [HttpBrowser(machines.homes[0]) for _ in range(12)]
     for browser in browsers:
         browser.grant()

@@ -24,7 +24,7 @@ def test_ctrl_c_ends_the_process_without_output(processes):
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     [line] = processes.output.splitlines()
-    assert f'Serving the practice Zendesk at http://localhost:{port} for the client practice_client' in line
+    assert f'Serving the practice Zendesk at http://localhost:{port} for the OAuth client practice_client' in line
 
 
 def test_a_port_in_use_is_reported_without_a_traceback(processes):
@@ -48,5 +48,5 @@ def test_an_invalid_port_is_refused_without_a_traceback(processes, port):
 def test_an_old_python_is_refused_before_other_imports(processes):
     ended = processes.run('-c', OLD_PYTHON)
     assert ended.returncode == 1
-    assert ended.stderr == 'Python 3.11 or newer is needed, and this is Python 3.10\n'
+    assert ended.stderr == 'Python 3.11 or newer is required. This is Python 3.10\n'
     assert ended.stdout == '[]\n'

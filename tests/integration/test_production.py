@@ -1,4 +1,4 @@
-"""The production setups in the README: other servers, a TLS proxy, and a change of the secret key."""
+"""The production setups in docs/production.md: other servers, a TLS proxy, and a change of the secret key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_waitress_serves_the_same_flow(processes, variables):
     assert processes.refreshes() == 1
 
 
-def test_gunicorn_logs_the_steps_and_with_debug_the_details(processes, variables):
+def test_gunicorn_logs_changes_and_with_debug_each_step(processes, variables):
     for level, details in ((None, False), ('DEBUG', True)):
         home = start_gunicorn(processes, variables, **({'LOGURU_LEVEL': level} if level else {}))
         browser = HttpBrowser(home)

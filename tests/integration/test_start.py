@@ -83,7 +83,7 @@ def test_an_unusable_key_file_is_reported(start, tmp_path):
     assert 'Traceback' not in ended.stderr
 
 
-def test_simultaneous_processes_generate_one_secret_key(tmp_path):
+def test_concurrent_processes_generate_one_secret_key(tmp_path):
     program = f'import settings; print(settings.read_settings({GOOD | {"SECRET_KEY": ""}}).secret_key)'
     processes = [
         subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE)
@@ -157,4 +157,4 @@ def test_an_old_python_is_refused_with_one_line():
         [sys.executable, '-c', program], cwd=PROJECT, env=environment(), capture_output=True, text=True, check=False
     )
     assert ended.returncode == 1
-    assert ended.stderr == 'Python 3.11 or newer is needed, and this is Python 3.10\n'
+    assert ended.stderr == 'Python 3.11 or newer is required. This is Python 3.10\n'

@@ -105,7 +105,7 @@ def test_replace_keeps_a_record_with_another_refresh_token(db, record):
     assert records(db) == {'alice': NEW}
 
 
-def test_one_of_twenty_simultaneous_replacements_wins(db):
+def test_one_of_twenty_concurrent_replacements_wins(db):
     set_records(db, alice=OLD)
     new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
     with ThreadPoolExecutor(20) as pool:
@@ -289,7 +289,7 @@ def test_check_writable_fails_if_the_file_would_be_too_large(db, run):
         try:
             db.check_writable()
         except StoreError as error:
-            raise SystemExit("users.json can't be written: File too large" in str(error) and 7)
+            raise SystemExit("users.json cannot be written: File too large" in str(error) and 7)
     """
     set_records(db, alice={**OLD, 'more': 'x' * 10_000})
     assert run(program, '9000') == [7]

@@ -19,7 +19,7 @@ from helpers import OLD
 from servers import ADMIN, AGENT, END_USER, HttpBrowser, Processes, free_port, listens, port_of, request_profiles
 
 
-def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
+def test_practice_mode_completes_the_articles_steps_1_to_6(processes):
     for port in (3000, 3001):
         if listens(port):
             pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
@@ -87,7 +87,7 @@ def test_the_tutorials_steps_1_to_6_in_practice_mode(processes):
         'Packaging, storing, and returning the new tokens',
         'Retrying the API request with the new token',
         'The refresh token is invalid',
-        'The refresh token is also invalid: redirecting to /grant_access',
+        'Redirecting to /grant_access: the user must grant access again',
     ]
     position = 0
     for line in story:
@@ -212,7 +212,7 @@ def test_a_user_can_start_again_after_the_code_expires(processes, home):
     assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
-def send_ten_simultaneous_callbacks(browser: HttpBrowser, home: str) -> list[requests.Response]:
+def send_ten_concurrent_callbacks(browser: HttpBrowser, home: str) -> list[requests.Response]:
     browser.visit(home + 'zendesk/auth')
     callback = browser.submit('allow', allow_redirects=False).headers['Location']
     cookies = browser.http.cookies.get_dict()
@@ -226,7 +226,7 @@ def send_ten_simultaneous_callbacks(browser: HttpBrowser, home: str) -> list[req
 
 def check_that_one_callback_succeeds(processes: Processes, home: str) -> None:
     browser = HttpBrowser(home)
-    responses = send_ten_simultaneous_callbacks(browser, home)
+    responses = send_ten_concurrent_callbacks(browser, home)
     assert sorted(response.status_code for response in responses) == [302] + [400] * 9
     # The user is signed in even if the browser receives the refusals last.
     for response in sorted(responses, key=lambda response: response.status_code):
@@ -236,7 +236,7 @@ def check_that_one_callback_succeeds(processes: Processes, home: str) -> None:
     assert [exchange['status'] for exchange in processes.request_log('exchange')] == [201]
 
 
-def test_one_of_ten_simultaneous_callbacks_succeeds(processes, home):
+def test_one_of_ten_concurrent_callbacks_succeeds(processes, home):
     check_that_one_callback_succeeds(processes, home)
 
 
@@ -434,7 +434,7 @@ def test_gunicorn_puts_no_secret_in_any_output_file_or_page(processes, faulty_pr
     assert r'"GET /nope\n\x1b[31mforged-line" 404' in processes.output
 
 
-def test_one_of_ten_simultaneous_callbacks_to_four_processes_succeeds(processes, gunicorn_home):
+def test_one_of_ten_concurrent_callbacks_to_four_processes_succeeds(processes, gunicorn_home):
     check_that_one_callback_succeeds(processes, gunicorn_home)
 
 

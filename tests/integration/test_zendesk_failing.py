@@ -158,7 +158,7 @@ def test_a_timeout_shows_an_error_page_and_keeps_the_grant(processes, faulty_pro
 @pytest.mark.parametrize(
     ('fault', 'title'),
     [
-        ({'status': 200, 'body': '{"user": {"id": null, "name": "Anonymous user"}}'}, 'does not recognize you'),
+        ({'status': 200, 'body': '{"user": {"id": null, "name": "Anonymous user"}}'}, 'ignored the access token'),
         ({'status': 401, 'times': 2}, 'rejected the new access token'),
     ],
 )

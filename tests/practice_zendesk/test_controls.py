@@ -57,8 +57,8 @@ def test_the_second_button_expires_both_tokens(client, press):
 def test_tokens_are_shown_with_user_and_remaining_lifetime(client):
     tokens = client.grant(user_id=ADMIN)
     page = page_text(client)
-    assert f'Tomás Herrera: access token <code>{fingerprint(tokens["access_token"])}</code> (for 6 min)' in page
-    assert f'refresh token <code>{fingerprint(tokens["refresh_token"])}</code> (for 7 days)' in page
+    assert f'Tomás Herrera: access token <code>{fingerprint(tokens["access_token"])}</code> (valid for 6 min)' in page
+    assert f'refresh token <code>{fingerprint(tokens["refresh_token"])}</code> (valid for 7 days)' in page
 
 
 def test_the_twenty_newest_tokens_are_shown_newest_first(client, press):
@@ -112,7 +112,7 @@ def test_a_pending_fault_can_be_canceled(client, press):
     assert 'Cancel the failure' not in page_text(client)
     assert 'value="cancel_fault">Cancel the failure</button>' in press('fail_next', call='any', fault='500')
     page = press('cancel_fault')
-    assert 'The failure is canceled.' in page
+    assert 'The pending failure was canceled.' in page
     assert 'Pending' not in page
     assert faults.pending_faults() == []
 
@@ -120,7 +120,7 @@ def test_a_pending_fault_can_be_canceled(client, press):
 @pytest.mark.parametrize('fault', [{'status': 503, 'times': 2}, {'status': 503, 'lost': True}, {'delay': 9}])
 def test_other_pending_faults_are_shown_as_custom(client, fault):
     faults.set_faults([{'call': 'exchange', **fault}])
-    assert 'the next code exchange gets a custom fault.' in page_text(client)
+    assert 'the next code exchange gets a custom failure.' in page_text(client)
 
 
 def test_a_pending_fault_keeps_its_label_if_used_several_times(client):
@@ -243,7 +243,7 @@ def test_the_log_shows_requests_with_fingerprints_newest_first(client, press):
 
     def issued(tokens: dict) -> str:
         access, refresh = fingerprint(tokens['access_token']), fingerprint(tokens['refresh_token'])
-        return f'<strong>201</strong> with access token {access}, refresh token {refresh}'
+        return f'<strong>201</strong>, issued access token {access}, refresh token {refresh}'
 
     entries = re.findall('</time> (.*?) </li>', page)
     assert entries == [

@@ -122,10 +122,10 @@ def test_a_response_is_sent_if_lost_is_false(client):
 @pytest.mark.parametrize(
     ('invalid', 'error'),
     [
-        ({}, 'send a list of faults'),
-        (5, 'send a list of faults'),
-        ([5], 'send a list of faults'),
-        ([{}], 'send a list of faults'),
+        ({}, 'send a JSON list of objects'),
+        (5, 'send a JSON list of objects'),
+        ([5], 'send a JSON list of objects'),
+        ([{}], 'send a JSON list of objects'),
         ([{'call': 'revoque'}], 'one of any, exchange, refresh, profile, revoke'),
         ([{'call': ['profile']}], 'one of any, exchange, refresh, profile, revoke'),
         ([{'call': 'profile', 'staus': 500}], 'unknown key staus'),

@@ -74,7 +74,7 @@ def test_the_log_shows_fingerprints_of_tokens_that_change(alice, zendesk, log):
     assert [line.strip() for line in log if '#' in line] == [
         f'users.json has {old}',
         f'GET /api/v2/users/me with access token {fingerprint("old-access")}: 401',
-        f'POST /oauth/tokens with refresh token {fingerprint("old-refresh")}: 200 with {new}',
+        f'POST /oauth/tokens with refresh token {fingerprint("old-refresh")}: 200, issued {new}',
         f'GET /api/v2/users/me with access token {fingerprint("new-access")}: 200',
         f'users.json has {new}',
     ]
@@ -159,7 +159,7 @@ def test_the_terminal_shows_a_refresh_in_short_lines(alice, zendesk, terminal):
         "app     The access token has expired: refreshing the user's tokens",
         'app     Using the refresh token to get new access and refresh tokens',
         f'app     POST /oauth/tokens with refresh token {fingerprint("old-refresh")}',
-        f'Zendesk 200 with {fingerprints(NEW_TOKENS)}',
+        f'Zendesk 200, issued {fingerprints(NEW_TOKENS)}',
         'app     Packaging, storing, and returning the new tokens',
         'app     Retrying the API request with the new token',
         f'app     GET /api/v2/users/me with access token {fingerprint("new-access")}',

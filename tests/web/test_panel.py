@@ -144,7 +144,7 @@ def test_abandoned_redirects_use_limited_memory(app):
     assert '149' in panel._waiting
 
 
-def test_simultaneous_redirects_do_not_share_log_lines(app):
+def test_concurrent_redirects_do_not_share_log_lines(app):
     browsers = [app.test_client() for _ in range(3)]
     for browser in browsers:
         browser.get('/hop')

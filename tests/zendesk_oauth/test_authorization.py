@@ -153,7 +153,7 @@ def test_the_missing_cookie_error_names_the_start_address(oauth, pending):
     with pytest.raises(StateCookieMissing) as raised:
         oauth.consume_state({'state': pending.state}, {'session': 'x'})
     assert raised.value.status == 400
-    assert 'Please start again at http://localhost:3000' in raised.value.advice
+    assert 'Start again at http://localhost:3000' in raised.value.advice
 
 
 def test_the_state_of_another_browser_is_refused(oauth, pending):
@@ -170,7 +170,7 @@ def test_a_state_works_only_once_if_its_cookie_remains(oauth, pending, clock):
             complete(oauth, pending)
 
 
-def test_one_of_ten_simultaneous_callbacks_succeeds(oauth, pending):
+def test_one_of_ten_concurrent_callbacks_succeeds(oauth, pending):
     def callback(_):
         try:
             return complete(oauth, pending)

@@ -149,7 +149,7 @@ def test_replace_tokens_revokes_nothing_if_the_record_cannot_be_deleted(oauth, d
     assert not package_log
 
 
-def test_sixty_simultaneous_refreshes_send_one_request(oauth, db, zendesk):
+def test_sixty_concurrent_refreshes_send_one_request(oauth, db, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS)
     found = []
 

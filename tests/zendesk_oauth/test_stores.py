@@ -121,7 +121,7 @@ def test_replace_changes_nothing_if_the_refresh_token_differs(db, record):
     assert records() == {'alice': NEW}
 
 
-def test_one_of_twenty_simultaneous_replacements_succeeds(db):
+def test_one_of_twenty_concurrent_replacements_succeeds(db):
     store(alice=OLD)
     new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
     with ThreadPoolExecutor(20) as pool:
@@ -130,7 +130,7 @@ def test_one_of_twenty_simultaneous_replacements_succeeds(db):
     assert kept[0] in new
 
 
-def test_simultaneous_writers_lose_no_record(db):
+def test_concurrent_writers_lose_no_record(db):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: db.save(f'user-{number}', OLD), range(40)))
     assert len(records()) == 40
@@ -297,7 +297,7 @@ def test_each_method_raises_if_the_file_is_unreadable(db, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, 'read_text', refuse)
         for use in each_use(db):
-            with pytest.raises(StoreError, match=r"users\.json can't be read: Permission denied"):
+            with pytest.raises(StoreError, match=r'users\.json cannot be read: Permission denied'):
                 use()
     assert files('*.json*') == ['users.json']
     assert db.find('alice') == OLD
@@ -305,7 +305,7 @@ def test_each_method_raises_if_the_file_is_unreadable(db, monkeypatch):
 
 def test_find_raises_if_the_folder_is_a_file(db):
     Path('file').touch()
-    with pytest.raises(StoreError, match="can't be read"):
+    with pytest.raises(StoreError, match='cannot be read'):
         JsonFileStore('file/users.json').find('alice')
 
 
@@ -340,7 +340,7 @@ def test_a_file_that_is_not_a_json_object_is_renamed_once(db, short_timeouts, pa
     assert files('users.json.unreadable-*') == [renamed]
 
 
-def test_simultaneous_readers_rename_a_broken_file_once(db, short_timeouts, monkeypatch):
+def test_concurrent_readers_rename_a_broken_file_once(db, short_timeouts, monkeypatch):
     monkeypatch.setattr(stores, 'WRITE_TIMEOUT', 5)
     Path('users.json').write_text('broken')
     barrier = threading.Barrier(8)
@@ -404,7 +404,7 @@ def test_each_method_raises_if_a_broken_file_cannot_be_renamed(db, short_timeout
 
     monkeypatch.setattr(Path, 'rename', refuse)
     for use in each_use(db):
-        with pytest.raises(StoreError, match="is not JSON, and can't be renamed: Permission denied"):
+        with pytest.raises(StoreError, match='is not JSON, and cannot be renamed: Permission denied'):
             use()
     assert Path('users.json').read_text() == 'broken'
 
@@ -438,7 +438,9 @@ def test_a_failed_write_raises_and_keeps_the_old_file(db, monkeypatch, step, num
             patch.setattr(
                 os, step, lambda path, *args: fail() if str(path)[-4:] in ('.tmp', str(path)) else real(path, *args)
             )
-        with pytest.raises(StoreError, match=r"users\.json can't be written: Device or resource busy\. Check the disk"):
+        with pytest.raises(
+            StoreError, match=r'users\.json cannot be written: Device or resource busy\. Check the disk'
+        ):
             each_write(db)[number]()
     assert records() == {'alice': OLD}
     assert files('users*') == ['users.json']
@@ -454,7 +456,7 @@ def test_nothing_is_written_if_nothing_changes(db, full_disk):
 
 def test_each_write_raises_if_the_folder_is_missing(db):
     for use in each_write(JsonFileStore('no/such/folder/users.json')):
-        with pytest.raises(StoreError, match=r"users\.json\.d/locks can't be created"):
+        with pytest.raises(StoreError, match=r'users\.json\.d/locks cannot be created'):
             use()
     with pytest.raises(StoreError):
         JsonFileStore('no/such/folder/users.json').consume_once('key', LATER)
@@ -462,7 +464,7 @@ def test_each_write_raises_if_the_folder_is_missing(db):
 
 def test_check_writable_raises_if_the_lock_file_is_a_folder(db):
     Path('users.json.d/locks/write.lock').mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"write\.lock can't be acquired"):
+    with pytest.raises(StoreError, match=r'write\.lock cannot be acquired'):
         db.check_writable()
 
 
@@ -655,7 +657,7 @@ def test_a_deleted_lock_file_is_created_again(db):
 # --- Keys that can be consumed once --- #
 
 
-def test_a_key_is_consumed_once_by_twenty_simultaneous_callers(db):
+def test_a_key_is_consumed_once_by_twenty_concurrent_callers(db):
     barrier = threading.Barrier(20)
 
     def consume(_) -> bool:
@@ -679,7 +681,7 @@ def test_consume_once_raises_if_a_marker_cannot_be_written(db, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(Path, 'touch', refuse)
-    with pytest.raises(StoreError, match=r"users\.json\.d/used-1111111 can't be written: No space left on device"):
+    with pytest.raises(StoreError, match=r'users\.json\.d/used-1111111 cannot be written: No space left on device'):
         db.consume_once('key', LATER)
 
 

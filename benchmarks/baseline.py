@@ -1,5 +1,5 @@
 """
-The floor: the minimum work for a profile page that sends one request to Zendesk.
+The baseline: the minimum work for a profile page that sends one request to Zendesk.
 
 A WSGI function sends the request with a `requests.Session`, which keeps its connections. There is no framework, no
 store, no log and no user session.

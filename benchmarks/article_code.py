@@ -1,8 +1,8 @@
 """
-The profile page as the tutorial writes it: each page parses users.json and opens a new connection for each request.
+The profile page as the article writes it: each page parses users.json and opens a new connection for each request.
 
 Three changes make it comparable. Zendesk's address and the secret key come from the environment. Storing one user's
-tokens keeps the tokens of the other users: the tutorial deletes them, so one refresh would make the file small.
+tokens keeps the tokens of the other users: the article deletes them, so one refresh would make the file small.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def profile() -> ResponseReturnValue:
 
 def show_self(tokens: dict[str, str]) -> requests.Response:
     headers = {'Authorization': f'Bearer {tokens["access_token"]}'}
-    return requests.get(f'{ZENDESK}/api/v2/users/me', headers=headers)  # noqa: S113 - the tutorial has no timeout
+    return requests.get(f'{ZENDESK}/api/v2/users/me', headers=headers)  # noqa: S113 - the article has no timeout
 
 
 def refresh(refresh_token: str) -> dict[str, str] | None:
