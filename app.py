@@ -4,6 +4,7 @@ The web app of Zendesk's tutorial "Using OAuth to authenticate Zendesk API reque
 The steps are in the article's order, under its headings. Comments mark what the article does not have.
 """
 
+import secrets
 from urllib.parse import urlencode
 
 from flask import Flask, redirect, render_template, request, session
@@ -32,9 +33,10 @@ web.init_app(app, settings)
 def index() -> ResponseReturnValue:
     """Show the home page."""
     logger.debug('Opening the home page')
+    granted = backend_code.has_tokens()
     if backend_code.current_user_id() is None:
-        session['user_id'] = backend_code.random_user_id()  # provided at sign-in. Not in the article: one per browser
-    return render_template('home.html', granted=backend_code.has_tokens())
+        session['user_id'] = f'user-{secrets.token_hex(16)}'  # provided at sign-in. Not in the article: one per browser
+    return render_template('home.html', granted=granted)
 
 
 @app.route('/profile')

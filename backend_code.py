@@ -87,10 +87,12 @@ def store_oauth_tokens_in_db(tokens: dict[str, Any]) -> None:
 
 # --- Not in the article: the home page's hint, ending a grant, and user ids as a substitute for sign-in --- #
 def has_tokens() -> bool:
-    """Return whether tokens are stored for the session's user. If the store fails, return False."""
-    with contextlib.suppress(errors.StoreError):
+    """Return whether tokens are stored for the session's user. If the store fails, log the error and return False."""
+    try:
         return 'access_token' in retrieve_oauth_tokens_from_db()
-    return False
+    except errors.StoreError as error:
+        logger.warning('{}: {}', error.title, error)
+        return False
 
 
 def delete_oauth_tokens_from_db() -> dict[str, Any] | None:
@@ -109,15 +111,11 @@ def current_user_id() -> str | None:
     return user_id if isinstance(user_id, str) and user_id else None
 
 
-def random_user_id() -> str:
-    return f'user-{secrets.token_hex(16)}'
-
-
 @contextlib.contextmanager
 def new_user_id() -> Iterator[None]:
     """Switch to a new user id. On success, delete and revoke the old id's tokens; on failure, restore the old id."""
     old_user_id, before, modified = current_user_id(), dict(session), session.modified
-    session['user_id'] = random_user_id()
+    session['user_id'] = f'user-{secrets.token_hex(16)}'
     try:
         yield
     except BaseException:

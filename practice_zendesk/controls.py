@@ -76,7 +76,7 @@ def add_control_page(app: Flask) -> None:
         message, action = ACTIONS[name]
         if not action():
             return {'error': 'invalid form'}, 400
-        logger.info(message)
+        logger.info('Control page: {}', message.rstrip('.'))
         flash(message)
         return redirect('/practice', 303)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ from helpers import (
     stored,
 )
 
+import app as app_module
 import backend_code
 
 # --- Home --- #
@@ -52,13 +54,26 @@ def test_home_asks_for_the_next_click_after_a_grant(alice):
     assert 'Access granted' not in alice.get('/').text
 
 
-def test_home_is_shown_without_a_hint_if_the_store_fails(browser):
+def test_home_is_shown_without_a_hint_if_the_store_fails(browser, log):
     browser.sign_in('alice')
     Path('users.json').mkdir()
     page = browser.get('/')
     assert page.status_code == 200
     assert 'Access granted' not in page.text
     assert 'Get my profile' in page.text
+    assert log[-1].startswith('The app cannot access its stored data: users.json cannot be read')
+
+
+def test_home_does_not_read_the_store_for_a_new_browser(browser, log):
+    Path('users.json').mkdir()
+    assert browser.get('/').status_code == 200
+    assert log == ['Opening the home page\n']
+
+
+def test_home_shows_an_unexpected_error(app, alice, monkeypatch):
+    monkeypatch.setattr(app, 'testing', False)
+    monkeypatch.setattr('zendesk_oauth.stores.JsonFileStore.find', lambda *args: 1 / 0)
+    assert alice.get('/').status_code == 500
 
 
 # --- Profile --- #
@@ -153,7 +168,7 @@ def test_the_grant_page_explains_why_access_is_needed(browser):
     assert 'needs to access your Zendesk account' in page.text
     assert '<a class="button" href="/zendesk/auth">Grant access</a>' in page.text
     assert 'home page' in page.text
-    assert 'granted access yet' in page.text
+    assert 'no access yet' in page.text
     assert 'ended' not in page.text
 
 
@@ -162,13 +177,19 @@ def test_the_grant_page_explains_why_access_has_ended(browser):
     assert 'access to your account has ended' in page
     assert 'expired, used or unknown' in page
     assert 'needs to access your Zendesk account' in page
-    assert 'granted access yet' not in page
+    assert 'no access yet' not in page
 
 
 def test_the_grant_page_explains_errors_shown_by_zendesk(browser):
     page = browser.get('/grant_access').text
     for words in ('Did Zendesk show an error?', 'ZENDESK_CLIENT_ID', 'REDIRECT_URI', 'https://mondocam.zendesk.com'):
         assert words in page
+
+
+def test_the_grant_page_has_no_setup_help_on_a_public_host(browser, monkeypatch):
+    public = dataclasses.replace(app_module.settings, redirect_uri='https://app.example.com/zendesk/oauth/callback')
+    monkeypatch.setattr(app_module, 'settings', public)
+    assert 'Did Zendesk show an error?' not in browser.get('/grant_access').text
 
 
 # --- Authorization request --- #

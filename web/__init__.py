@@ -210,7 +210,7 @@ def show_error(error: ZendeskOAuthError) -> ResponseReturnValue:
 
 def show_http_error(error: HTTPException) -> ResponseReturnValue:
     """Render HTTP errors, such as 404 and 500, as a page of this app."""
-    logger.info('{} {}: {}', error.code, error.name, request.path)
+    logger.info('{} {}', error.code, error.name)
     response = error.get_response()
     response.content_type = 'text/html; charset=utf-8'
     advice = 'Go back to the home page and try again.'

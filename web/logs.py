@@ -65,12 +65,12 @@ def terminal_format(record: Any) -> str:
         request, _, response = message.partition(': ')
         events = [('app', request), ('Zendesk', response)]
     else:
-        source = 'Zendesk' if record['name'].startswith('practice_zendesk') else 'app'
+        source = 'Zendesk' if (record['name'] or '').startswith('practice_zendesk') else 'app'
         events = [(source, f'{level.name}: {message}' if level.no >= logging.WARNING else message)]
     lines = []
     for source, text in events:
         start = f'{record["time"]:HH:mm:ss} {source:<7} '
-        lines += textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=' ' * len(start))
+        lines += textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=' ' * len(start)) or [start]
     record['extra']['lines'] = '\n'.join(lines)  # loguru would interpret braces and tags in the format
     color = 'yellow' if level.no >= logging.WARNING else 'normal'
     return f'<{color}>{{extra[lines]}}</{color}>\n{{exception}}'

@@ -172,7 +172,7 @@ SETUP_ERROR_CODES = {'invalid_request', 'unauthorized_client', 'unsupported_resp
 def _authorization_error(error: str) -> AuthorizationError:
     """Return the error for any other code."""
     if error == 'access_denied':
-        return AccessDenied('The user did not grant access')
+        return AccessDenied('The user clicked Deny')
     if error == 'temporarily_unavailable':
         return AuthorizationError(
             'Zendesk is temporarily unavailable. Try again later',

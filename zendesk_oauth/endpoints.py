@@ -26,6 +26,7 @@ from zendesk_oauth.transport import Response
 
 TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it is sent in a header (RFC 6749, A.12; RFC 6750, section 2.1)
 MAX_RETRY_AFTER = 300  # seconds
+MAX_LOGGED_BODY = 16 * 1024  # bytes of a response
 MAX_DEPTH = 20  # levels of a response to log: a deeply nested one would raise RecursionError
 
 log = logging.getLogger('zendesk_oauth')
@@ -189,14 +190,15 @@ def _log_exchange(
     Log one exchange as one record, with both messages as data in `request` and `response` (None without a response).
 
     Fingerprints replace all secrets: the values of fields with a secret's name, and their copies in other fields. A
-    body that is not a JSON object is omitted, because it could contain anything. The level is DEBUG for GET, else INFO.
+    body that is not a JSON object or is larger than MAX_LOGGED_BODY is omitted. The level is DEBUG for GET, else INFO.
     """
     level = logging.DEBUG if method == 'GET' else logging.INFO
     if not exchange_log.isEnabledFor(level):
         return
     access_token = headers.get('Authorization', '').removeprefix('Bearer ')
-    data = _object(response) if response else {}
+    data = _object(response) if response and len(response.content) <= MAX_LOGGED_BODY else {}
     known = [str(value) for name, value in [*form.items(), *data.items()] if SECRET_NAME.search(name)] + [access_token]
+    copies = re.compile('|'.join(re.escape(secret) for secret in known if secret) or '(?!)')
 
     def redact(value: Any, name: str = '', depth: int = 0) -> Any:
         if depth > MAX_DEPTH:
@@ -211,8 +213,7 @@ def _log_exchange(
         if SECRET_NAME.search(name) and value is not None:
             return fingerprint(str(value))
         if isinstance(value, str):
-            for secret in filter(None, known):
-                value = value.replace(secret, fingerprint(secret))
+            return copies.sub(lambda copy: fingerprint(copy[0]), value)
         return value
 
     request = {'method': method, 'path': path, 'headers': redact(dict(headers)), 'form': redact(dict(form))}

@@ -140,7 +140,7 @@ class AnonymousUser(ZendeskError):
 # What is wrong and what to do about it, by Zendesk's error code (RFC 6749, sections 4.1.2.1 and 5.2).
 _OTHER_CLIENT = (
     'The OAuth client is not set up for this app',
-    'In Admin Center, check that the client kind is Confidential and that the redirect URLs are correct',
+    'In Admin Center, check that the client kind is Confidential and that one of the redirect URLs is REDIRECT_URI',
 )
 SETUP_ERRORS = {
     'invalid_client': (

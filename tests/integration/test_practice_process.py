@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -24,6 +25,7 @@ def test_ctrl_c_ends_the_process_without_output(processes):
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     [line] = processes.output.splitlines()
+    assert re.match(r'\d\d:\d\d:\d\d Serving', line)
     assert f'Serving the practice Zendesk at http://localhost:{port} for the OAuth client practice_client' in line
 
 

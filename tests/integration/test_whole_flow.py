@@ -72,6 +72,9 @@ def test_practice_mode_completes_the_articles_steps_1_to_6(processes):
     browser.click('Get my profile')
     assert browser.greeting == f'👋 Hi, {END_USER}!'
 
+    # Each request is logged once: by the app, not also by the practice Zendesk.
+    assert processes.output.count('POST /oauth/tokens with code #') == 2
+    assert processes.output.count(f'Zendesk {END_USER} allowed access: issued code #') == 2
     # The log contains these steps in this order.
     story = [
         'Opening the home page',

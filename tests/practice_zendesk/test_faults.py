@@ -102,7 +102,7 @@ def address(client, monkeypatch):
     ('fault', 'revoked'),
     [({'lost': True}, True), ({'lost': True, 'status': 204}, False), ({'lost': True, 'status': 500}, False)],
 )
-def test_a_lost_response_closes_the_connection(client, address, fault, revoked):
+def test_a_lost_response_closes_the_connection(client, address, log, fault, revoked):
     tokens = client.grant()
     set_faults(client, {'call': 'revoke', **fault})
     headers = {'Authorization': f'Bearer {tokens["access_token"]}'}
@@ -111,6 +111,9 @@ def test_a_lost_response_closes_the_connection(client, address, fault, revoked):
     # Without a status, the request takes effect.
     assert client.show_self(tokens).status_code == (401 if revoked else 200)
     assert logged(client, 'call', 'status', 'lost')[1] == ('revoke', 204 if revoked else None, True)
+    outcome = '204, response lost' if revoked else 'no response'
+    token = faults.fingerprint(tokens['access_token'])
+    assert f'DELETE /api/v2/oauth/tokens/current with access token {token}: {outcome}\n' in log
 
 
 def test_a_response_is_sent_if_lost_is_false(client):

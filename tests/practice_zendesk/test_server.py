@@ -12,6 +12,7 @@ import pytest
 
 from practice_zendesk import server
 from practice_zendesk.database import USERS, database
+from practice_zendesk.faults import fingerprint
 
 AGENT, ADMIN, END_USER = USERS
 
@@ -37,6 +38,18 @@ def test_the_consent_page_loads_nothing_from_other_hosts(client):
     assert "default-src 'none'" in page.headers['Content-Security-Policy']
     assert page.headers['Content-Security-Policy'].endswith("form-action 'self' http://localhost:3000")
     assert not re.search(r'<script|<style|style=|(src|href)="(https?:)?//', page.text)
+
+
+def test_the_consent_page_explains_each_scope_as_text(client):
+    page = client.authorize(scope='users:read <b>x</b>').text
+    assert 'Allow Zendesk OAuth in a web app to access your account?' in page
+    assert 'Read users, including your name, role and email address (<code>users:read</code>)' in page
+    assert 'Nothing: this scope is unknown (<code>&lt;b&gt;x&lt;/b&gt;</code>)' in page
+
+
+def test_the_log_shows_the_fingerprint_of_a_code(client, log):
+    code = client.code()
+    assert log == [f'Amara Okafor allowed access: issued code {fingerprint(code)}\n']
 
 
 def test_allow_redirects_with_a_code_and_the_state(client):

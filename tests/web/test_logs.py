@@ -80,6 +80,11 @@ def test_the_log_shows_fingerprints_of_tokens_that_change(alice, zendesk, log):
     ]
 
 
+def test_no_query_is_logged_if_a_proxy_encodes_it_in_the_path(browser, log):
+    browser.get('/zendesk/oauth/callback%3Fcode=canary&state=canary')
+    assert log == ['404 Not Found\n']
+
+
 def test_no_secret_is_in_the_log_or_a_page(browser, zendesk, log, capfd, caplog):
     secret_tokens = {'access_token': 'canary-access', 'refresh_token': 'canary-refresh'}
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS | secret_tokens)
@@ -167,16 +172,32 @@ def test_the_terminal_shows_a_refresh_in_short_lines(alice, zendesk, terminal):
         f'app     users.json has {fingerprints(NEW_TOKENS)}',
         'app     Using the response data',
     ]
-    assert max(map(len, lines)) <= logs.COLUMNS
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_terminal_shows_the_practice_zendesk_as_zendesk(terminal):
+    app_module.logger.patch(lambda record: record.update(name='practice_zendesk.server')).info('Serving')
+    app_module.logger.patch(lambda record: record.update(name=None)).info('')
+    assert [line[9:] for line in terminal] == ['Zendesk Serving\n', 'app     \n']
+
+
+def test_the_terminal_shows_warnings_in_color():
+    lines: list[str] = []
+    handler = app_module.logger.add(lines.append, format=logs.terminal_format, colorize=True)
+    app_module.logger.warning('one')
+    app_module.logger.info('two')
+    app_module.logger.remove(handler)
+    assert '\x1b[33m' in lines[0]
+    assert '\x1b[33m' not in lines[1]
 
 
 def test_the_terminal_wraps_long_messages(terminal):
-    app_module.logger.warning('one two three {{}} <red> ' * 10)
+    app_module.logger.warning('one two three {{}} <red> ' * 10 + 'x' * 100)
     lines = ''.join(terminal).splitlines()
     assert lines[0][9:].startswith('app     WARNING: one two three {{}} <red> one')
     assert all(line.startswith(' ' * 17) for line in lines[1:])
     assert len(lines) > 2
-    assert max(map(len, lines)) <= logs.COLUMNS
+    assert max(map(len, lines)) <= 80
     assert ' '.join(''.join(terminal).split()).count('three {{}} <red>') == 10
 
 

@@ -107,7 +107,7 @@ MOVED = ('Zendesk redirects to another address', ['Check ZENDESK_SUBDOMAIN', 'a 
             ['localhost and 127.0.0.1 have separate cookies', 'Start again at http://localhost:3000'],
         ),
         (twice, 400, 'This link cannot be used', ['already used', 'already granted access'], ['opened twice']),
-        (authorization(error='access_denied'), 403, 'Access was not granted', ['Start again'], ['did not grant']),
+        (authorization(error='access_denied'), 403, 'Access was not granted', ['Start again'], ['clicked Deny']),
         (
             profile(status=403, json={'error': 'Forbidden'}),
             403,

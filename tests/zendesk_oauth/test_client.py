@@ -74,9 +74,10 @@ def test_no_refresh_is_sent_if_the_store_is_not_writable(oauth, zendesk, full_di
     assert not zendesk.calls
 
 
-def test_an_unusable_refresh_token_does_not_touch_the_store(oauth, full_disk):
+def test_an_unusable_refresh_token_does_not_touch_the_store(oauth, full_disk, package_log):
     with pytest.raises(InvalidGrant):
         oauth.request_tokens({'grant_type': 'refresh_token', 'refresh_token': ''})
+    assert log_of(package_log) == [('INFO', 'No usable refresh token is stored: not sending a request')]
 
 
 # --- The stored tokens --- #
@@ -142,8 +143,9 @@ def test_new_tokens_are_revoked_once_if_they_cannot_be_stored(oauth, db, zendesk
 
 
 def test_replace_tokens_revokes_nothing_if_the_record_cannot_be_deleted(oauth, db, zendesk, package_log, full_disk):
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as raised:
         oauth.replace_tokens('alice', 'old-refresh', None)
+    assert not raised.value.reauthorize
     assert db.find('alice') == OLD
     assert not zendesk.calls
     assert not package_log
@@ -177,7 +179,10 @@ def test_revoke_tokens_revokes_and_verifies(oauth, zendesk, package_log):
     zendesk.get(SHOW_SELF, status=401, match=[bearer('old-access')])
     assert oauth.revoke_tokens(OLD) is True
     assert [call.request.url for call in zendesk.calls] == [REVOKE, SHOW_SELF]
-    assert log_of(package_log)[-1] == ('INFO', 'Zendesk rejects the access token (401): it is revoked')
+    assert log_of(package_log) == [
+        ('DEBUG', 'Checking that Zendesk now rejects the access token'),
+        ('INFO', 'Zendesk rejects the access token (401): it is revoked'),
+    ]
 
 
 @pytest.mark.parametrize('access_token', ['old-access', '', 'ä日', 'a\nb'])

@@ -140,7 +140,8 @@ def test_retry_after_is_between_one_second_and_five_minutes(send, status, header
     with pytest.raises(ZendeskUnavailable) as raised:
         send(status=status, headers={'Retry-After': header} if header is not None else {})
     assert raised.value.retry_after == seconds
-    assert re.fullmatch(f'Wait {seconds} seconds?, then try again.', raised.value.advice)
+    unit = 'second' if seconds == 1 else 'seconds'
+    assert raised.value.advice == f'Wait {seconds} {unit}, then try again.'
 
 
 def test_errors_repeat_no_text_from_zendesk(send):
@@ -521,6 +522,21 @@ def test_a_revocation_logs_one_record(oauth, zendesk, exchanges):
     [record] = exchanges
     assert record.request['headers'] == {'Authorization': f'Bearer {fingerprint("new-access")}'}
     assert record.response == {'status': 204, 'headers': {'Content-Type': 'text/plain'}, 'body': None}
+    assert record.levelname == 'INFO'
+
+
+def test_a_response_with_many_secrets_is_logged_in_linear_size(oauth, zendesk, exchanges):
+    """Fingerprints contain characters that may be secrets. They must not be replaced again."""
+    secrets = {f'{number}_token': character for number, character in enumerate('#0123456789abcdef' * 2)}
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, **secrets, 'note': '#0123456789abcdef'})
+    oauth.request_tokens(REFRESH_FORM)
+    assert len(str(exchanges[0].response)) < 10_000
+
+
+def test_a_large_response_is_omitted_from_the_exchange_record(oauth, zendesk, exchanges):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'note': 'x' * 16_384})
+    assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
+    assert exchanges[0].response['body'] is None
 
 
 def test_the_message_names_no_token_if_the_request_has_none(oauth, zendesk, exchanges):
@@ -540,12 +556,14 @@ def test_level_info_logs_token_requests_only(oauth, zendesk, exchanges, name, lo
     assert len(exchanges) == logged
 
 
-@pytest.mark.parametrize('error', ['invalid_grant', 'invalid_client', 'canary', ['invalid_grant'], None, 5])
+@pytest.mark.parametrize(
+    'error', ['invalid_grant', 'invalid_client', 'invalid_scope', 'canary', ['invalid_grant'], None, 5]
+)
 def test_the_message_shows_known_error_codes_only(oauth, zendesk, exchanges, error):
     zendesk.post(TOKEN_ENDPOINT, status=400, json={'error': error})
     with pytest.raises(ZendeskError):
         oauth.request_tokens({'grant_type': 'authorization_code'})
-    known = error in ('invalid_grant', 'invalid_client')
+    known = error in ('invalid_grant', 'invalid_client', 'invalid_scope')
     assert exchanges[0].getMessage() == ('POST /oauth/tokens: 400' + f' {error}' * known)
 
 
