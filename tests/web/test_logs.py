@@ -201,15 +201,6 @@ def test_the_terminal_wraps_long_messages(terminal):
     assert ' '.join(''.join(terminal).split()).count('three {{}} <red>') == 10
 
 
-def test_the_terminal_shows_tracebacks(terminal):
-    try:
-        app_module.missing  # noqa: B018
-    except AttributeError:
-        logging.getLogger('zendesk_oauth').exception('failed')
-    assert 'ERROR: failed' in ''.join(terminal)
-    assert 'AttributeError' in ''.join(terminal)
-
-
 def test_the_terminal_has_no_access_log(monkeypatch):
     werkzeug = logging.getLogger('werkzeug')
     monkeypatch.setattr(werkzeug, 'level', werkzeug.level)
@@ -218,9 +209,11 @@ def test_the_terminal_has_no_access_log(monkeypatch):
     assert werkzeug.isEnabledFor(logging.ERROR)
 
 
-def test_an_exception_passed_to_the_packages_log_keeps_its_traceback(log):
+def test_an_exception_passed_to_the_packages_log_keeps_its_traceback(log, terminal):
     try:
         app_module.missing  # noqa: B018
     except AttributeError:
         logging.getLogger('zendesk_oauth').exception('failed')
     assert 'AttributeError' in ''.join(log)
+    assert 'ERROR: failed' in ''.join(terminal)
+    assert 'AttributeError' in ''.join(terminal)
