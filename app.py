@@ -17,7 +17,7 @@ from zendesk_oauth import Response, user_from
 
 web.logs.init(terminal=__name__ == '__main__')  # not in the article: short log lines under `python app.py`
 # --- Setting your environment variables --- #
-# Read from the environment and .env. If none of the four is set, `python app.py` starts practice mode.
+# Read the environment and .env. If none of the four required variables is set, `python app.py` starts practice mode.
 settings = load_settings(practice_allowed=__name__ == '__main__')
 
 import backend_code  # noqa: E402 - needs the settings
@@ -59,7 +59,7 @@ def show_profile() -> ResponseReturnValue:
 
         logger.info('Retrying the API request with the new token')
         response = show_self(tokens['access_token'])
-        # Not in the article: the session lasts as long as the refresh token, unless another grant replaced the tokens.
+        # Not in the article: renew the session cookie after a refresh, unless another grant has replaced the tokens.
         session.modified = response.status_code == 200 and backend_code.retrieve_oauth_tokens_from_db() == tokens
 
     logger.debug('Using the response data')

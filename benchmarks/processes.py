@@ -147,7 +147,9 @@ class Bench:
 
     def start_flask_alone(self) -> Server:
         token = secrets.token_hex(TOKEN_LENGTH // 2)
-        return self._start("Flask alone, with the baseline's call", 'baseline', 'flask_alone:app', ACCESS_TOKEN=token)
+        return self._start(
+            "Flask alone, with the baseline's request", 'baseline', 'flask_alone:app', ACCESS_TOKEN=token
+        )
 
     def start_article_code(self) -> Server:
         return self._start("the article's code", 'article', 'article_code:app')

@@ -1,4 +1,4 @@
-"""Set up loguru: no secrets, and short lines in the terminal. It also handles the package's standard log records."""
+"""Set up loguru: no secrets, and short lines in the terminal. Also pass on the package's standard log records."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COLUMNS = 80  # of the terminal
 
 def init(terminal: bool = False) -> None:
     """
-    Set up the log: for a `terminal`, short lines and no access log; else loguru's format, with one line per event.
+    Set up the log. If `terminal` is true, use short lines and no access log, else loguru's format, one line per event.
 
-    It shows no values of variables, which loguru shows by default, and no URL queries, which can hold an authorization
-    code. The environment variable LOGURU_LEVEL sets the lowest level.
+    The log shows no values of variables, which loguru shows by default, and no URL queries, which can hold an
+    authorization code. The environment variable LOGURU_LEVEL sets the lowest level.
     """
     options: dict[str, Any] = {'format': terminal_format} if terminal else {}
     try:

@@ -121,8 +121,8 @@ class Authorization:
                 advice=f'Start again at {origin}, allow cookies, and finish in the same browser.',
             )
         raise AuthorizationError(
-            'This browser did not start the authorization request with this state. The link was probably opened in '
-            'another browser. No action is needed'
+            'No pending authorization request of this browser has this state. The link was probably opened in another '
+            'browser. No action is needed'
         )
 
     def code(self, query: Mapping[str, str]) -> str:

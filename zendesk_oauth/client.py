@@ -124,7 +124,7 @@ class ZendeskOAuth:
             return endpoints.tokens_from(endpoints.send(self._zendesk_url, 'POST', '/oauth/tokens', form=form), form)
         except ZendeskError as error:
             if type(error) in (ZendeskError, ZendeskTimeout):  # Zendesk may have issued tokens that did not arrive
-                error.advice += ' If the app then asks you to grant access, do so again.'
+                error.advice += ' If the app then asks for access, grant it again.'
             raise
 
     def api_request(self, method: str, path: str, *, headers: Mapping[str, str]) -> Response:

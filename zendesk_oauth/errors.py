@@ -177,7 +177,7 @@ def setup_error(code: str, scope: str) -> SetupError:
     return SetupError(
         f'Zendesk responded with {code}. {remedy}',
         title=title,
-        advice=f'The operator of the app can fix this. {remedy}. Then restart the app.',
+        advice=f'The operator of the app can fix this. {remedy}. If you change a setting of the app, restart it.',
     )
 
 

@@ -84,7 +84,7 @@ MOVED = ('Zendesk redirects to another address', ['Check ZENDESK_SUBDOMAIN', 'a 
             authorization(error='unauthorized_client'),
             502,
             'The OAuth client is not set up for this app',
-            ['Confidential', 'redirect URLs', 'restart the app'],
+            ['Confidential', 'redirect URLs', 'restart it'],
             ['unauthorized_client'],
         ),
         (exchange(**NO_HELP_DESK), 502, *NO_ZENDESK, ['404', 'Check ZENDESK_SUBDOMAIN']),

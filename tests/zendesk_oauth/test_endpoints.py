@@ -578,4 +578,4 @@ def test_only_a_failed_token_request_warns_that_the_grant_may_be_lost(oauth, zen
     zendesk.add(method, url, **response)
     with pytest.raises(ZendeskError) as raised:
         make(oauth)
-    assert ('If the app then asks you to grant access' in raised.value.advice) == (lost and method == 'POST')
+    assert ('If the app then asks for access' in raised.value.advice) == (lost and method == 'POST')
