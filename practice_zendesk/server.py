@@ -383,6 +383,6 @@ def serve(port: int) -> None:
 
 def serve_in_background(port: int = PORT) -> None:
     """Serve the practice Zendesk in a thread until the process ends. The app logs the API requests itself."""
-    logger.disable(add_fault_injection.__module__)
+    logger.disable('practice_zendesk.faults')
     logger.info('Serving the practice Zendesk at http://localhost:{}', port)
     threading.Thread(target=server(port).serve_forever, name='practice Zendesk', daemon=True).start()

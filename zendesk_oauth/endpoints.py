@@ -198,7 +198,8 @@ def _log_exchange(
     access_token = headers.get('Authorization', '').removeprefix('Bearer ')
     data = _object(response) if response and len(response.content) <= MAX_LOGGED_BODY else {}
     known = [str(value) for name, value in [*form.items(), *data.items()] if SECRET_NAME.search(name)] + [access_token]
-    copies = re.compile('|'.join(re.escape(secret) for secret in known if secret) or '(?!)')
+    # Longest first: a secret may begin with another. Secrets shorter than a fingerprint could match inside one.
+    copies = {secret: fingerprint(secret) for secret in sorted(known, key=len, reverse=True) if len(secret) > 8}
 
     def redact(value: Any, name: str = '', depth: int = 0) -> Any:
         if depth > MAX_DEPTH:
@@ -213,7 +214,8 @@ def _log_exchange(
         if SECRET_NAME.search(name) and value is not None:
             return fingerprint(str(value))
         if isinstance(value, str):
-            return copies.sub(lambda copy: fingerprint(copy[0]), value)
+            for secret, replacement in copies.items():
+                value = value.replace(secret, replacement)
         return value
 
     request = {'method': method, 'path': path, 'headers': redact(dict(headers)), 'form': redact(dict(form))}

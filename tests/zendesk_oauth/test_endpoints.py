@@ -533,6 +533,12 @@ def test_a_response_with_many_secrets_is_logged_in_linear_size(oauth, zendesk, e
     assert len(str(exchanges[0].response)) < 10_000
 
 
+def test_no_part_of_a_secret_is_logged_if_it_begins_with_another(oauth, zendesk, exchanges):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'id_token': 'new-access-canary', 'note': 'new-access-canary'})
+    oauth.request_tokens(REFRESH_FORM)
+    assert exchanges[0].response['body']['note'] == fingerprint('new-access-canary')
+
+
 def test_a_large_response_is_omitted_from_the_exchange_record(oauth, zendesk, exchanges):
     zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, 'note': 'x' * 16_384})
     assert oauth.request_tokens(REFRESH_FORM)['access_token'] == 'new-access'
