@@ -52,7 +52,7 @@ def show_profile() -> ResponseReturnValue:
     response = show_self(tokens['access_token'])
     if response.status_code == 401:
         logger.info("The access token has expired: refreshing the user's tokens")
-        tokens = backend_code.refresh_tokens(tokens['refresh_token'])
+        tokens = backend_code.refresh_tokens(tokens['refresh_token'], tokens['access_token'])
         if tokens.get('error') == 'invalid_refresh_token':
             logger.info('Redirecting to /grant_access: the user must grant access again')
             return redirect('/grant_access?ended=1')

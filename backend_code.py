@@ -31,16 +31,16 @@ oauth = ZendeskOAuth(
 
 
 # --- Create a simulated backend for the app --- #
-def refresh_tokens(refresh_token: str) -> dict[str, Any]:
+def refresh_tokens(refresh_token: str, access_token: str = '') -> dict[str, Any]:
     """
     Exchange the refresh token for new tokens, store and return them (RFC 6749, section 6).
 
-    Return `{'error': 'invalid_refresh_token'}` if Zendesk rejects it, or if the stored tokens were deleted.
+    Return the stored tokens if they differ, or `{'error': 'invalid_refresh_token'}` if they were deleted or rejected.
     """
     user_id = current_user_id() or ''
     # Not in the article: Zendesk invalidates both old tokens, so only one of several concurrent requests may refresh.
     with oauth.refresh_lock(user_id) as stored:
-        if stored is None or stored['refresh_token'] != refresh_token:
+        if not stored or stored['refresh_token'] != refresh_token or access_token not in ('', stored['access_token']):
             logger.info('Another request has changed the stored tokens: not refreshing')
             return stored or {'error': 'invalid_refresh_token'}
 

@@ -70,7 +70,7 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at` (seconds
-        since 1970, or None if unknown).
+        since 1970, or None if unknown). If a refresh returns no valid refresh token, only `access_token`.
 
     Raises:
         InvalidGrant: the code or the refresh token is expired, used or unknown.
@@ -86,7 +86,9 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
         raise unexpected_status(response, scope)
 
     tokens: dict[str, Any] = {'access_token': _token(data, 'access_token')}
-    if 'refresh_token' in data:  # older OAuth clients, whose tokens do not expire, get none
+    if form['grant_type'] == 'refresh_token' and not _is_token(data.get('refresh_token')):
+        log.warning('Zendesk returned no valid refresh token: keeping the old one')
+    elif 'refresh_token' in data:  # older OAuth clients, whose tokens do not expire, get none
         tokens['refresh_token'] = _token(data, 'refresh_token')
         tokens['refresh_token_expires_at'] = _expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
@@ -243,10 +245,13 @@ def _object(response: Response) -> dict[str, Any]:
 
 
 def _token(data: dict[str, Any], name: str) -> str:
-    token = data.get(name)
-    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+    if not _is_token(data.get(name)):
         raise ZendeskError(f"Zendesk's response has no valid {name}")
-    return token
+    return str(data[name])
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) and TOKEN.fullmatch(value) is not None
 
 
 def _expiry(lifetime: Any) -> int | None:

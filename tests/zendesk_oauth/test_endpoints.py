@@ -196,10 +196,26 @@ def test_request_tokens_accepts_a_response_without_a_refresh_token(oauth, zendes
         *({'token_type': name} for name in ('mac', '', None, 5)),
     ],
 )
-def test_unusable_tokens_are_refused(oauth, zendesk, changes):
+def test_malformed_fields_are_refused_at_the_code_exchange(oauth, zendesk, changes):
+    zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, **changes})
+    with pytest.raises(ZendeskError):
+        oauth.request_tokens(CODE_FORM)
+
+
+@pytest.mark.parametrize('changes', [{'access_token': None}, {'access_token': 'with space'}, {'token_type': 'mac'}])
+def test_a_malformed_access_token_is_refused_at_a_refresh(oauth, zendesk, changes):
     zendesk.post(TOKEN_ENDPOINT, json={**NEW_TOKENS, **changes})
     with pytest.raises(ZendeskError):
         oauth.request_tokens(REFRESH_FORM)
+
+
+@pytest.mark.parametrize('token', [None, 5, '', ['a'], 'with space', 'a\nb', 'ä', 'x' * 4097, ...])
+def test_a_malformed_refresh_token_is_omitted_at_a_refresh(oauth, zendesk, package_log, token):
+    zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, 'refresh_token': token}))
+    assert oauth.request_tokens(REFRESH_FORM) == {'access_token': 'new-access'}
+    assert 'Zendesk returned no valid refresh token: keeping the old one' in [
+        record.getMessage() for record in package_log
+    ]
 
 
 @pytest.mark.parametrize('token_type', ['Bearer', 'BEARER', ...])
