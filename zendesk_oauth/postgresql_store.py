@@ -29,6 +29,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    any_,
     create_engine,
     delete,
     false,
@@ -43,7 +44,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from zendesk_oauth.errors import LockTimeout, StoreError
-from zendesk_oauth.stores import HOUR, REFRESH_TIMEOUT, WRITE_TIMEOUT, Record, Store, purge_at, valid_record
+from zendesk_oauth.stores import HOUR, REFRESH_TIMEOUT, SWEEP, WRITE_TIMEOUT, Record, Store, purge_at, valid_record
 
 MAX_CONNECTIONS = 5  # per process, plus one to renew locks; a statement takes about a millisecond
 CONNECT_TIMEOUT = 3  # seconds
@@ -91,7 +92,7 @@ USED_KEYS = Table(
     'zendesk_used_keys',
     _metadata,
     Column('key', Text, primary_key=True),
-    Column('used_at', DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column('used_at', DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
 )
 
 T = TypeVar('T')
@@ -187,8 +188,11 @@ class PostgresqlStore(Store):
                 self._execute(lambda db: db.execute(delete(LOCKS).where(*_held_by(user_id, holder))))
 
     def consume_once(self, key: str, expires_at: int) -> bool:
+        expired = select(USED_KEYS.c.key).where(USED_KEYS.c.used_at < _from_now(-HOUR)).order_by(USED_KEYS.c.used_at)
+        batch = func.array(expired.limit(SWEEP).scalar_subquery())
+
         def work(db: Connection) -> bool:
-            db.execute(delete(USED_KEYS).where(USED_KEYS.c.used_at < _from_now(-HOUR)))
+            db.execute(delete(USED_KEYS).where(USED_KEYS.c.key == any_(batch)))
             mark = insert(USED_KEYS).values(key=key).on_conflict_do_nothing().returning(USED_KEYS.c.key)
             return db.scalar(mark) is not None
 

@@ -29,6 +29,7 @@ from servers import (
 )
 
 from zendesk_oauth.errors import LockTimeout, StoreError
+from zendesk_oauth.stores import SWEEP
 
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'zendesk_oauth'"
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
@@ -109,6 +110,38 @@ def test_a_key_can_be_consumed_again_after_its_lifetime(db, postgresql):
     assert not db.consume_once('key', LATER)
     postgresql.sql("UPDATE zendesk_used_keys SET used_at = used_at - interval '2 minutes'")
     assert db.consume_once('key', LATER)
+
+
+def test_a_callback_deletes_a_limited_number_of_expired_keys(db, postgresql):
+    assert db.consume_once('key', LATER)
+    old = "SELECT 'old' || n, now() - interval '61 minutes' FROM generate_series(1, 210) n"
+    postgresql.sql('INSERT INTO zendesk_used_keys ' + old)
+    for left in (210 - SWEEP, 10, 0):
+        assert db.consume_once(f'new{left}', LATER)
+        assert postgresql.sql("SELECT count(*) FROM zendesk_used_keys WHERE key LIKE 'old%'") == [(left,)]
+    assert not db.consume_once('key', LATER)
+
+
+def test_the_search_for_expired_keys_uses_an_index(db, postgresql):
+    """Also right after a flood, before PostgreSQL has analyzed the table."""
+    import psycopg
+    from sqlalchemy import Engine, event
+
+    sent = []
+
+    def keep(connection, cursor, statement, parameters, *args):
+        sent.append((statement, parameters))
+
+    db.consume_once('key', LATER)
+    postgresql.sql("INSERT INTO zendesk_used_keys SELECT 'key' || n FROM generate_series(1, 20000) n")
+    event.listen(Engine, 'before_cursor_execute', keep)
+    assert db.consume_once('other', LATER)
+    event.remove(Engine, 'before_cursor_execute', keep)
+    deletion, parameters = sent[0]
+    with psycopg.connect(postgresql.url) as connection:
+        plan = connection.execute(f'EXPLAIN {deletion}', parameters).fetchall()
+    assert 'Index Scan using ix_zendesk_used_keys_used_at' in str(plan)
+    assert 'Seq Scan' not in str(plan)
 
 
 # --- Connections --- #
