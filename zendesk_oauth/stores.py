@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -23,8 +25,16 @@ WRITE_TIMEOUT = 60  # seconds to try to write: giving up loses tokens that Zende
 EDIT_TIMEOUT = 1  # seconds for an editor, or a copy, to finish writing the file
 GRACE = 24 * 3600  # seconds to keep a record after its refresh token expires, because clocks differ
 HOUR = 3600  # seconds
-SWEEP = 100  # files to look at in one sweep
-SPARE = 4096  # bytes by which the file may grow between the check and the real write
+SWEEP = 100  # files or rows to look at in one sweep
+SPARE = 32 * 1024  # bytes by which the file may grow after `check_writable`: two tokens of the maximum length, escaped
+IN_USE_TIMEOUT = 3 if os.name == 'nt' else 0  # seconds to retry while another program has the file open (Windows)
+
+# What to do about an error of the operating system.
+MOUNT_REMEDY = 'Mount its folder instead, and use that folder as the working directory'
+REMEDIES = {
+    errno.EBUSY: f'The file may be a mount, which cannot be replaced. {MOUNT_REMEDY}',
+    **dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP), 'The file system has no locks. Use a folder on a local disk'),
+}
 
 Record = dict[str, Any]
 
@@ -58,6 +68,10 @@ class Store(Protocol):
 
         Return the record that is stored afterward.
         """
+
+    def check_setup(self) -> None:
+        """Raise StoreError if the store is not usable in its current location. Call it once, when the app starts."""
+        return
 
     def check_writable(self) -> None:
         """Raise StoreError if the store is not writable. Call it right before a refresh."""
@@ -99,8 +113,9 @@ class JsonFileStore(Store):
     A plain-text JSON file, shared by all threads and processes of one machine.
 
     `path` is the file, or a function that returns it. Edits by hand take effect at the next request. Writers lock the
-    file while they read, change and replace it. A file that is not a JSON object is renamed, never overwritten. The
-    folder `users.json.d` next to it holds the lock files and a marker for each consumed key.
+    file while they read, change and replace it. A mount cannot be replaced, and a symbolic link would be lost, so both
+    are refused. A file that is not a JSON object is renamed, never overwritten. The folder `users.json.d` next to it
+    holds the lock files and a marker for each consumed key.
     """
 
     def __init__(self, path: str | Callable[[], str]) -> None:
@@ -139,6 +154,28 @@ class JsonFileStore(Store):
                 records[user_id] = record
             return record
 
+    def check_setup(self) -> None:
+        """Raise StoreError if the file cannot be read or replaced."""
+        path, lock_folder = Path(str(self)).absolute(), Path(f'{self}.d').absolute()
+        with _or_store_error(f'{path} cannot be read or replaced'):
+            _refuse_planted(path)
+            # Do not replace the file here: if root runs this check, the new file would belong to root.
+            probe = tempfile.TemporaryDirectory(dir=path.parent, prefix=f'{path.name}.', ignore_cleanup_errors=True)
+            with probe as folder, FileLock(Path(folder, 'lock')):
+                try:
+                    Path(folder, 'link').hardlink_to(path)
+                except OSError as error:
+                    if error.errno == errno.EXDEV:  # a mount counts as another device
+                        raise StoreError(f'{path} is a mount, which cannot be replaced. {MOUNT_REMEDY}') from error
+            if path.exists() and not path.is_file():
+                raise StoreError(f'{path} is not a file. Delete it. The app creates the file when it needs it')
+            with contextlib.suppress(FileNotFoundError):
+                path.open('rb').close()
+        with _or_store_error(f'{lock_folder} cannot be written'):
+            _refuse_planted(lock_folder)
+            if lock_folder.exists():
+                tempfile.TemporaryFile(dir=lock_folder).close()
+
     def check_writable(self) -> None:
         """Rewrite the file unchanged, with room to grow, in the normal way. It fails if the real write would fail."""
         with self._changing(spare=SPARE):
@@ -154,8 +191,8 @@ class JsonFileStore(Store):
 
     def consume_once(self, key: str, expires_at: int) -> bool:
         """Create a marker file, in a folder for the hour of its expiry. Only one thread or process can succeed."""
-        self._sweep_markers()
         folder = self._folder(f'used-{expires_at // HOUR}')
+        self._sweep_markers()
         with _or_store_error(f'{folder} cannot be written'), contextlib.suppress(FileExistsError):
             (folder / key).touch(mode=0o600, exist_ok=False)
             return True
@@ -185,7 +222,8 @@ class JsonFileStore(Store):
     def _read(self) -> dict[str, Any]:
         with _or_store_error(f'{self} cannot be read'):
             try:
-                records = json.loads(Path(str(self)).read_text(encoding='utf-8-sig'))
+                text = _retry_while_in_use(lambda: Path(str(self)).read_text(encoding='utf-8-sig'))
+                records = json.loads(text)
             except FileNotFoundError:
                 return {}
             except (ValueError, RecursionError) as error:
@@ -196,6 +234,7 @@ class JsonFileStore(Store):
 
     def _read_or_rename(self) -> dict[str, Any]:
         """Return the records. Rename the file if it is not JSON after EDIT_TIMEOUT: an editor may be writing it."""
+        _refuse_planted(Path(str(self)))
         deadline = time.monotonic() + EDIT_TIMEOUT
         while True:
             try:
@@ -206,8 +245,7 @@ class JsonFileStore(Store):
                 time.sleep(0.02)
         renamed = f'{self}.unreadable-{time.time_ns()}'
         with _or_store_error(f'{self} is not JSON, and cannot be renamed'):
-            Path(str(self)).chmod(0o600)
-            Path(str(self)).rename(renamed)
+            Path(str(self)).rename(renamed).chmod(0o600)
         log.error(
             '%s is not a JSON object: renamed to %s. Repair it, then rename it back or copy its records into the new '
             '%s. Otherwise its users must grant access again',
@@ -237,6 +275,7 @@ class JsonFileStore(Store):
         folder = Path(f'{self}.d') / name
         with _or_store_error(f'{folder} cannot be created'):
             folder.parent.mkdir(mode=0o700, exist_ok=True)
+            _refuse_planted(folder.parent)
             folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -269,8 +308,9 @@ class JsonFileStore(Store):
             # Another process may sweep the same folder, and a folder may have an unexpected name.
             with contextlib.suppress(OSError, ValueError):
                 if (int(folder.name.removeprefix('used-')) + 1) * HOUR < time.time():
-                    for marker in itertools.islice(folder.iterdir(), SWEEP):
-                        marker.unlink()
+                    with os.scandir(folder) as markers:  # Path.iterdir would read the whole folder
+                        for marker in itertools.islice(markers, SWEEP):
+                            Path(marker.path).unlink()
                     folder.rmdir()  # fails if more markers are left
 
 
@@ -284,9 +324,38 @@ def _or_store_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f'{what}: {error.strerror}. Check the disk, and the permissions of the folder and the file'
-        ) from error
+        remedy = REMEDIES.get(error.errno or 0, 'Check the disk, and the permissions of the folder and the file')
+        raise StoreError(f'{what}: {error.strerror}. {remedy}') from error
+
+
+def owner_is_trusted(path: Path, owner: int) -> bool:
+    """Return True if the account can replace the file anyway: the app's account, root and the owner of the folder."""
+    return os.name != 'posix' or owner in {0, os.geteuid(), path.parent.stat().st_uid}
+
+
+def _refuse_planted(path: Path) -> None:
+    """Refuse a link, and a file of an account that is not trusted: in a shared folder, anyone can create them."""
+    if path.is_symlink():
+        raise StoreError(f'{path.absolute()} is a symbolic link. Remove it, or replace it with its target')
+    if path.exists() and not owner_is_trusted(path, path.stat().st_uid):
+        remedy = "Check its content, then use chown to give it to the app's account"
+        raise StoreError(f'{path.absolute()} belongs to another account. {remedy}')
+
+
+def _retry_while_in_use(operation: Callable[[], Any]) -> Any:
+    """
+    Call `operation` and return its result. Retry it after a PermissionError for IN_USE_TIMEOUT seconds.
+
+    Windows raises this error while a virus scanner, an editor or another thread has the file open.
+    """
+    deadline = time.monotonic() + IN_USE_TIMEOUT
+    while True:
+        try:
+            return operation()
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def write_private_file(path: str, text: str, spare: int = 0) -> None:
@@ -300,7 +369,7 @@ def write_private_file(path: str, text: str, spare: int = 0) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable. The old file is unchanged.
     """
-    target = Path(path).resolve()  # keep a symbolic link, and replace its target
+    target = Path(path)
     temporary = target.with_name(f'{target.name}.tmp')
     try:
         temporary.unlink(missing_ok=True)
@@ -311,7 +380,7 @@ def write_private_file(path: str, text: str, spare: int = 0) -> None:
             file.flush()
             file.truncate(len(text.encode()))
             os.fsync(file.fileno())
-        temporary.replace(target)
+        _retry_while_in_use(lambda: temporary.replace(target))
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

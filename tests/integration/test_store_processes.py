@@ -293,7 +293,7 @@ def test_check_writable_fails_if_the_file_would_be_too_large(db, run):
     """
     set_records(db, alice={**OLD, 'more': 'x' * 10_000})
     assert run(program, '9000') == [7]
-    assert run(program, '20000') == [0]
+    assert run(program, '60000') == [0]
     assert db.find('alice')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -439,7 +440,7 @@ def test_a_failed_write_raises_and_keeps_the_old_file(db, monkeypatch, step, num
                 os, step, lambda path, *args: fail() if str(path)[-4:] in ('.tmp', str(path)) else real(path, *args)
             )
         with pytest.raises(
-            StoreError, match=r'users\.json cannot be written: Device or resource busy\. Check the disk'
+            StoreError, match=r'users\.json cannot be written: Device or resource busy\. The file may be a mount'
         ):
             each_write(db)[number]()
     assert records() == {'alice': OLD}
@@ -579,14 +580,229 @@ def test_a_write_deletes_the_temporary_file_of_a_killed_process(db):
 
 
 @posix
-def test_writing_to_a_symbolic_link_replaces_its_target(db):
-    Path('data').mkdir()
-    Path('data/file').write_text('old')
-    Path('link').symlink_to('data/file')
+def test_writing_to_a_symbolic_link_replaces_the_link(db):
+    Path('target').write_text('theirs')
+    Path('target').chmod(0o644)
+    Path('link').symlink_to('target')
     write_private_file('link', 'new')
-    assert Path('link').is_symlink()
-    assert Path('data/file').read_text() == 'new'
-    assert files() == ['data', 'file', 'link']
+    assert (Path('link').read_text(), Path('link').is_symlink()) == ('new', False)
+    assert (Path('target').read_text(), stat.S_IMODE(Path('target').stat().st_mode)) == ('theirs', 0o644)
+
+
+@pytest.fixture
+def file_in_use(monkeypatch):
+    """A function that makes an operation raise PermissionError the first `times` times, as on Windows."""
+
+    def file_in_use(operation: str, times: int) -> list[float]:
+        real, waits = getattr(Path, operation), []
+
+        def fail_at_first(*args, **kwargs):
+            if len(waits) < times:
+                raise PermissionError(13, 'Permission denied')
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(Path, operation, fail_at_first)
+        monkeypatch.setattr(time, 'sleep', waits.append)
+        return waits
+
+    return file_in_use
+
+
+@pytest.mark.parametrize('operation', ['replace', 'read_text'])
+def test_reads_and_writes_are_retried_while_the_file_is_in_use(db, monkeypatch, file_in_use, operation):
+    store(alice=OLD)
+    monkeypatch.setattr(stores, 'IN_USE_TIMEOUT', 3)
+    waits = file_in_use(operation, times=5)
+    assert db.replace('alice', 'old-refresh', NEW) == NEW
+    assert len(waits) == 5
+    assert records() == {'alice': NEW}
+    assert files('users*') == ['users.json']
+
+
+@pytest.mark.parametrize('operation', ['replace', 'read_text'])
+def test_an_operation_fails_if_the_file_stays_in_use(db, monkeypatch, file_in_use, operation):
+    store(alice=OLD)
+    now = time.monotonic()
+    monkeypatch.setattr(stores, 'IN_USE_TIMEOUT', 3)
+    waits = file_in_use(operation, times=1000)
+    monkeypatch.setattr(time, 'monotonic', lambda: now + sum(waits))
+    with pytest.raises(StoreError, match='Permission denied'):
+        db.replace('alice', 'old-refresh', NEW)
+    assert sum(waits) == pytest.approx(3, abs=0.1)
+    assert files('users*') == ['users.json']
+
+
+@posix
+def test_only_windows_retries(db, file_in_use):
+    store(alice=OLD)
+    waits = file_in_use('replace', times=1)
+    with pytest.raises(StoreError, match='Permission denied'):
+        db.remove('alice')
+    assert waits == []
+
+
+# --- Files that cannot be replaced --- #
+
+
+def test_check_setup_changes_nothing(db):
+    db.check_setup()
+    assert files() == []
+    store(alice=OLD)
+    before = Path('users.json').stat()
+    db.check_setup()
+    assert Path('users.json').stat() == before
+    assert files() == ['users.json']
+
+
+@posix
+@pytest.mark.parametrize('target', ['data.json', 'no/such/file'])
+def test_a_symbolic_link_is_refused(db, target):
+    Path('data.json').write_text(json.dumps({'alice': OLD}))
+    Path('data.json').chmod(0o644)
+    Path('users.json').symlink_to(target)
+    for use in (*each_write(db), db.check_setup):
+        with pytest.raises(StoreError, match=r'/users\.json is a symbolic link\. Remove it, or replace it'):
+            use()
+    assert Path('users.json').is_symlink()
+    assert json.loads(Path('data.json').read_text()) == {'alice': OLD}
+    assert stat.S_IMODE(Path('data.json').stat().st_mode) == 0o644
+
+
+@posix
+def test_a_broken_file_behind_a_symbolic_link_is_not_touched(db, short_timeouts):
+    Path('data.json').write_text('broken')
+    Path('data.json').chmod(0o644)
+    Path('users.json').symlink_to('data.json')
+    for use in each_use(db):
+        with pytest.raises(StoreError, match='is a symbolic link'):
+            use()
+    assert files('*.json*') == ['data.json', 'users.json']
+    assert stat.S_IMODE(Path('data.json').stat().st_mode) == 0o644
+
+
+def raise_error(number: int):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ('operation', 'number', 'message'),
+    [
+        (
+            'os.link',
+            errno.EXDEV,
+            'is a mount, .* Mount its folder instead, and use that folder as the working',
+        ),
+        (
+            'os.mkdir',
+            errno.EACCES,
+            'cannot be read or replaced: Permission denied. Check the disk, and the permissions',
+        ),
+        ('os.mkdir', errno.EROFS, 'cannot be read or replaced: Read-only file system. Check the disk'),
+        ('os.mkdir', errno.ENOSPC, 'cannot be read or replaced: No space left on device. Check the disk'),
+        ('fcntl.flock', errno.ENOLCK, 'cannot be read or replaced: No locks available. The file system has no locks'),
+        (
+            'fcntl.flock',
+            errno.EOPNOTSUPP,
+            'cannot be read or replaced: Operation not supported. The file system has no locks',
+        ),
+        (
+            'pathlib.Path.open',
+            errno.EACCES,
+            'cannot be read or replaced: Permission denied. Check the disk, and the permissions',
+        ),
+    ],
+)
+@posix
+def test_check_setup_names_the_path_and_the_remedy(db, monkeypatch, operation, number, message):
+    store(alice=OLD)
+    with monkeypatch.context() as patch:
+        patch.setattr(operation, raise_error(number))
+        with pytest.raises(StoreError, match=rf'^/.*/users\.json {message}'):
+            db.check_setup()
+    assert files() == ['users.json']
+
+
+@posix
+@pytest.mark.parametrize('number', [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_check_setup_accepts_a_file_system_without_hard_links(db, monkeypatch, number):
+    store(alice=OLD)
+    monkeypatch.setattr(os, 'link', raise_error(number))
+    db.check_setup()
+
+
+def test_check_setup_refuses_a_missing_folder():
+    with pytest.raises(StoreError, match=r'^/.*/no/users\.json cannot be read or replaced: No such file or directory'):
+        JsonFileStore('no/users.json').check_setup()
+
+
+@posix
+@pytest.mark.parametrize('create', [Path.mkdir, os.mkfifo])
+def test_check_setup_refuses_anything_but_a_file(db, create):
+    """Docker creates a folder if the file to mount does not exist."""
+    create(Path('users.json'))
+    with pytest.raises(StoreError, match=r'/users\.json is not a file\. Delete it'):
+        db.check_setup()
+
+
+def test_check_setup_tests_the_folder_of_the_locks(db, monkeypatch):
+    """It belongs to root if root has run the app once."""
+    with db.refresh_lock('alice'):
+        pass
+    db.check_setup()
+    real = os.open
+
+    def refuse(path, *args, **kwargs):
+        if Path(path).parent == Path('users.json.d').absolute() or Path(path) == Path('users.json.d').absolute():
+            raise PermissionError(13, 'Permission denied')
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'open', refuse)
+    with pytest.raises(StoreError, match=r'/users\.json\.d cannot be written: Permission denied'):
+        db.check_setup()
+
+
+@posix
+@pytest.mark.parametrize('name', ['users.json', 'users.json.d'])
+@pytest.mark.parametrize(
+    ('owner', 'account', 'folder_owner', 'trusted'),
+    [(666, 1234, 1234, False), (0, 1234, 1234, True), (1234, 1234, 0, True), (4321, 0, 4321, True)],
+)
+def test_a_file_of_another_account_is_refused(db, monkeypatch, name, owner, account, folder_owner, trusted):
+    """In a shared folder, another account can create the file, or a folder with links to other files."""
+    db.save('alice', OLD)
+    owners, real = {name: owner, Path.cwd().name: folder_owner, '': folder_owner}, Path.stat
+
+    def of_owner(path, **kwargs):
+        status = real(path, **kwargs)
+        return os.stat_result([*status[:4], owners.get(path.name, account), *status[5:]])
+
+    monkeypatch.setattr(os, 'geteuid', lambda: account)
+    monkeypatch.setattr(Path, 'stat', of_owner)
+    for use in (db.check_setup, db.check_writable):
+        with contextlib.nullcontext() if trusted else pytest.raises(StoreError, match=f'{name} belongs to another'):
+            use()
+    assert db.find('alice') == OLD
+
+
+@posix
+@pytest.mark.parametrize('target', ['elsewhere', 'no/such/folder'])
+def test_a_link_in_place_of_the_folder_of_the_locks_is_refused(db, target):
+    Path('elsewhere/used-0').mkdir(parents=True)
+    Path('elsewhere/used-0/file').touch()
+    Path('users.json.d').symlink_to(target)
+    for use in (db.check_setup, db.check_writable, lambda: db.consume_once('key', LATER)):
+        with pytest.raises(StoreError):
+            use()
+    assert Path('elsewhere/used-0/file').exists()
+
+
+def test_check_setup_refuses_a_file_in_place_of_the_lock_folder(db):
+    Path('users.json.d').touch()
+    with pytest.raises(StoreError, match=r'/users\.json\.d cannot be written: Not a directory'):
+        db.check_setup()
 
 
 @posix
@@ -745,6 +961,36 @@ def test_repeated_sweeps_delete_all_expired_files_in_small_batches(db):
     assert len(markers()) == 3 * SWEEP + 3
 
 
+def test_a_callback_reads_a_limited_number_of_markers(db, monkeypatch):
+    old = Path('users.json.d/used-5')
+    old.mkdir(parents=True)
+    for number in range(3 * SWEEP):
+        (old / str(number)).touch()
+    seen, real, listdir = [], os.scandir, os.listdir
+
+    def refuse_to_list(folder):
+        assert 'used-' not in str(folder)
+        return listdir(folder)
+
+    class Scan:
+        def __init__(self, folder):
+            self.entries = real(folder)
+
+        def __iter__(self):
+            return (seen.append(entry.name) or entry for entry in self.entries)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.entries.close()
+
+    monkeypatch.setattr(os, 'scandir', Scan)
+    monkeypatch.setattr(os, 'listdir', refuse_to_list)
+    assert db.consume_once('key', LATER)
+    assert len(seen) <= SWEEP + 10  # and the few entries of users.json.d
+
+
 def test_a_grant_deletes_a_limited_number_of_lock_files(db):
     db.save('alice', OLD)
     for number in range(2 * SWEEP):
@@ -791,6 +1037,11 @@ def test_check_writable_reserves_space_for_a_larger_file(db, monkeypatch):
     db.save('alice', NEW)
     assert sizes == [SPARE, 0]
     assert Path('users.json').read_bytes() == before
+
+
+def test_the_spare_space_is_enough_for_the_longest_tokens():
+    longest = {'access_token': '"' * 4096, 'refresh_token': '\\' * 4096, 'refresh_token_expires_at': LATER}
+    assert len(json.dumps(longest, indent=2)) < SPARE
 
 
 def test_spare_bytes_are_written_and_then_removed(tmp_path, monkeypatch):
