@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from dotenv import load_dotenv
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from zendesk_oauth.stores import write_private_file
+from zendesk_oauth.stores import owner_is_trusted, write_private_file
 
 if sys.version_info < (3, 11):  # noqa: UP036 - pip does not check this
     raise SystemExit(f'Python 3.11 or newer is required. This is Python {sys.version_info[0]}.{sys.version_info[1]}')
@@ -101,17 +103,16 @@ def load_settings(practice_allowed: bool = False) -> Settings:
     global _current
     env_file = Path(__file__).with_name('.env')
     try:
-        load_dotenv(env_file, encoding='utf-8-sig')  # Notepad marks a UTF-8 file with a BOM
+        load_dotenv(stream=io.StringIO(_read_private_file(env_file).decode('utf-8-sig')))  # Notepad adds a BOM
         _current = read_settings(os.environ, practice_allowed)
     except SettingsError as error:
         problem = str(error)
     except UnicodeDecodeError:
         problem = 'The file .env is not UTF-8 text. Save it again with the encoding UTF-8.'
     except (OSError, Timeout) as error:
-        problem = (
-            f'The file {error.filename or SECRET_KEY_FILE} cannot be read or written. Give the app access to it and to '
-            f'the working directory. If SECRET_KEY is set, the app does not use {SECRET_KEY_FILE}.'
-        )
+        name, cause = str(error.filename or SECRET_KEY_FILE), error.strerror or error
+        alternative = '' if name == str(env_file) else ' and to the working directory, or set SECRET_KEY'
+        problem = f'The file {name} cannot be read or written ({cause}). Give the app access to it{alternative}.'
     else:
         return _current
     print(problem, file=sys.stderr)
@@ -247,10 +248,33 @@ def _secret_key_from_file() -> str:
     Sessions stay valid after a restart, and all workers use the same key: the lock lets only one of them create it.
     """
     with FileLock(f'{SECRET_KEY_FILE}.lock', timeout=10, mode=0o600):
-        key_file = Path(SECRET_KEY_FILE)
-        key = key_file.read_text(encoding='utf-8', errors='replace').strip() if key_file.exists() else ''
+        key = _read_private_file(Path(SECRET_KEY_FILE)).decode('utf-8', 'replace').strip()
         if not re.fullmatch('[!-~]{32,}', key):  # missing, truncated, or zeros after a crash
+            if Path(SECRET_KEY_FILE).is_symlink():
+                raise SettingsError(f'{SECRET_KEY_FILE} is a symbolic link to a file without a key. Set SECRET_KEY.')
             logger.info('Creating the key that signs session cookies in {}', SECRET_KEY_FILE)
             key = secrets.token_hex(32)
             write_private_file(SECRET_KEY_FILE, key)
     return key
+
+
+def _read_private_file(path: Path) -> bytes:
+    """
+    Return the content of a file with secrets, or `b''` if it is missing. Log a warning if every account can read it.
+
+    Raises:
+        SettingsError: the file belongs to an account that is not trusted.
+    """
+    try:
+        with path.open('rb') as file:
+            status, content = os.fstat(file.fileno()), file.read()
+    except FileNotFoundError:
+        return b''
+    if not all(owner_is_trusted(path, owner) for owner in (status.st_uid, path.lstat().st_uid)):
+        raise SettingsError(
+            f'The file {path.absolute()} belongs to another account, which can read and change it. Check its content, '
+            "then use chown to give it to the app's account."
+        )
+    if os.name == 'posix' and status.st_mode & stat.S_IRWXO:
+        logger.warning('Every account on this machine can read {}. As its owner, run chmod 600', path.absolute())
+    return content

@@ -222,13 +222,109 @@ def test_a_damaged_key_file_is_replaced(tmp_path, monkeypatch, content):
 
 
 def test_the_error_names_an_unreadable_env_file(monkeypatch, capsys):
-    def refuse(path, encoding):
+    def refuse(path, mode):
         raise PermissionError(13, 'Permission denied', str(path))
 
-    monkeypatch.setattr(settings_module, 'load_dotenv', refuse)
+    monkeypatch.setattr(Path, 'open', refuse)
     with pytest.raises(SystemExit):
         settings_module.load_settings()
-    assert '/.env cannot be read' in capsys.readouterr().err.replace(os.sep, '/')
+    assert '/.env cannot be read or written (Permission denied)' in capsys.readouterr().err.replace(os.sep, '/')
+
+
+# --- Files of secrets --- #
+
+posix = pytest.mark.skipif(os.name != 'posix', reason='file modes and owners need a POSIX system')
+
+
+@pytest.fixture
+def private_files(tmp_path, monkeypatch):
+    """Return, for each file, a function that makes the app read it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings_module, '__file__', str(tmp_path / 'settings.py'))  # .env is next to it
+    monkeypatch.setattr(settings_module, '_current', None)
+    for name in GOOD:
+        monkeypatch.delenv(name, raising=False)
+    Path('.env').write_text('\n'.join(f'{name}={value}' for name, value in GOOD.items()))
+    Path('.secret_key').write_text('k' * 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'environ', dict(os.environ))
+        yield {
+            '.env': settings_module.load_settings,
+            '.secret_key': lambda: read_settings({**GOOD, 'SECRET_KEY': ''}),
+        }
+
+
+@posix
+@pytest.mark.parametrize('name', ['.env', '.secret_key'])
+@pytest.mark.parametrize(('mode', 'warns'), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
+def test_a_file_that_every_account_can_read_causes_a_warning(private_files, log, name, mode, warns):
+    Path(name).chmod(mode)
+    private_files[name]()
+    assert (f'/{name}. As its owner, run chmod 600' in ''.join(log)) == warns
+    assert stat.S_IMODE(Path(name).stat().st_mode) == mode
+
+
+@pytest.fixture
+def owners(monkeypatch):
+    """Pretend that files belong to these accounts: set the names of files, or of links with " (link)", to user ids."""
+    owners, lstat, fstat = {}, Path.lstat, os.fstat
+
+    def changed(status, name):
+        return os.stat_result([*status[:4], owners.get(name, 1234), *status[5:]])
+
+    def fstat_by_name(descriptor):
+        return changed(fstat(descriptor), Path(f'/proc/self/fd/{descriptor}').readlink().name)
+
+    monkeypatch.setattr(os, 'geteuid', lambda: 1234)
+    monkeypatch.setattr(os, 'fstat', fstat_by_name)
+    monkeypatch.setattr(Path, 'lstat', lambda path: changed(lstat(path), f'{path.name} (link)'))
+    real = Path.stat
+    monkeypatch.setattr(Path, 'stat', lambda path, **kwargs: changed(real(path, **kwargs), path.name))
+    return owners
+
+
+on_linux = pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='needs /proc/self/fd')
+
+
+@on_linux
+@pytest.mark.parametrize('name', ['.env', '.secret_key'])
+@pytest.mark.parametrize('what', ['', ' (link)'], ids=['file', 'link'])
+def test_a_file_of_another_account_is_refused(private_files, owners, capsys, name, what):
+    owners[name + what] = 666
+    with pytest.raises((SystemExit, SettingsError)) as raised:
+        private_files[name]()
+    message = capsys.readouterr().err if name == '.env' else str(raised.value)
+    assert re.search(rf'The file /.*{name} belongs to another account, .*chown to give it', message)
+    assert 'k' * 64 not in message
+
+
+@on_linux
+@pytest.mark.parametrize(('owner', 'folder_owner'), [(1234, 0), (0, 1234), (4321, 4321)])
+def test_root_and_the_owner_of_the_folder_are_trusted(private_files, owners, owner, folder_owner):
+    owners |= {'.secret_key': owner, '.secret_key (link)': owner, '': folder_owner}
+    assert private_files['.secret_key']().secret_key == 'k' * 64
+
+
+@posix
+def test_a_link_to_a_file_of_secrets_is_followed(private_files):
+    for name in ('.env', '.secret_key'):
+        Path(name).rename(f'target{name}')
+        Path(name).symlink_to(f'target{name}')
+        assert private_files[name]()
+        assert Path(name).is_symlink()
+
+
+@posix
+@pytest.mark.parametrize('content', [None, 'short'])
+def test_a_link_to_a_file_without_a_key_is_not_replaced(private_files, content):
+    Path('.secret_key').unlink()
+    Path('.secret_key').symlink_to('target')
+    if content:
+        Path('target').write_text(content)
+    with pytest.raises(SettingsError, match='symbolic link to a file without a key'):
+        private_files['.secret_key']()
+    assert Path('.secret_key').is_symlink()
+    assert not content or Path('target').read_text() == content
 
 
 # --- Production --- #
