@@ -155,7 +155,7 @@ class Bench:
         return self._start("the article's code", 'article', 'article_code:app')
 
     def start_app(self, name: str = 'this app', **variables: str) -> Server:
-        return self._start(name, 'app', 'app:app', 'zendesk_oauth_session', **variables)
+        return self._start(name, 'app', 'app:app', 'zendesk_oauth_{port}_session', **variables)
 
     def stop(self, server: Server) -> None:
         self.processes.stop(server.process)
@@ -182,7 +182,7 @@ class Bench:
         )
         wait_until(lambda: bool(children(process.pid)))
         [worker] = children(process.pid)
-        return Server(name, port, process, worker, cookie_name)
+        return Server(name, port, process, worker, cookie_name.format(port=port))
 
 
 @contextlib.contextmanager

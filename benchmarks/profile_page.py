@@ -83,7 +83,8 @@ def load_app(bench: Bench) -> tuple[Callable[[], None], Callable[[], None]]:
     sys.path.insert(0, str(folder))
     app = importlib.import_module('app').app
     environ = EnvironBuilder('/profile', f'http://localhost:{port}').get_environ()
-    environ['HTTP_COOKIE'] = Server('', port, bench.stand_in.process, 0, 'zendesk_oauth_session').cookie(USER_IDS[0])
+    server = Server('', port, bench.stand_in.process, 0, f'zendesk_oauth_{port}_session')
+    environ['HTTP_COOKIE'] = server.cookie(USER_IDS[0])
 
     def get_page() -> None:
         chunks = app.wsgi_app({**environ, 'wsgi.input': io.BytesIO()}, lambda *_: None)

@@ -21,8 +21,8 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from settings import Settings, is_loopback
 from web import panel
-from zendesk_oauth import AuthorizationRequest
-from zendesk_oauth.errors import ZendeskOAuthError
+from zendesk_oauth import AuthorizationRequest, Store, cookie_prefix
+from zendesk_oauth.errors import StoreError, ZendeskOAuthError
 
 HEADERS = {
     # Allow only styles, images and forms of this site.
@@ -96,7 +96,7 @@ def add_headers(settings: Settings, response: Response) -> Response:
     response.headers.setdefault('Cache-Control', 'no-store')  # static files may be cached
     if request.method == 'POST':
         # Browsers keep pages in memory for "Back", even with no-store, until an HttpOnly cookie changes.
-        name, value = f'{cookie_prefix(settings)}zendesk_oauth_changed', secrets.token_hex(8)
+        name, value = cookie_prefix(settings.redirect_uri) + 'changed', secrets.token_hex(8)
         response.set_cookie(name, value, max_age=60, secure=settings.https, httponly=True, samesite='Lax')
     if settings.https:
         response.headers['Strict-Transport-Security'] = 'max-age=31536000'
@@ -106,16 +106,10 @@ def add_headers(settings: Settings, response: Response) -> Response:
 # --- Cookies --- #
 
 
-def cookie_prefix(settings: Settings) -> str:
-    """Return `__Host-` under https: browsers accept such a cookie only from this exact host (RFC 6265bis, 4.1.3.2)."""
-    return '__Host-' if settings.https else ''
-
-
 def configure_cookies(app: Flask, settings: Settings) -> None:
     app.config.update(
         SECRET_KEY_FALLBACKS=list(settings.secret_key_fallbacks),
-        # Cookies are shared between ports, so the name "session" would collide with other apps on localhost.
-        SESSION_COOKIE_NAME=f'{cookie_prefix(settings)}zendesk_oauth_session',
+        SESSION_COOKIE_NAME=cookie_prefix(settings.redirect_uri) + 'session',
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE='Lax',
         SESSION_COOKIE_SECURE=settings.https,

@@ -15,7 +15,7 @@ It reads no settings, imports no web framework, and logs to the standard logger 
 """
 
 from zendesk_oauth import errors
-from zendesk_oauth.authorization import AuthorizationRequest
+from zendesk_oauth.authorization import AuthorizationRequest, cookie_prefix
 from zendesk_oauth.client import ZendeskOAuth
 from zendesk_oauth.endpoints import fingerprints, user_from
 from zendesk_oauth.stores import JsonFileStore, Store
@@ -27,6 +27,7 @@ __all__ = [
     'Response',
     'Store',
     'ZendeskOAuth',
+    'cookie_prefix',
     'errors',
     'fingerprints',
     'user_from',

@@ -33,7 +33,6 @@ from zendesk_oauth.errors import (
 LIFETIME = 600  # seconds
 COOKIE_LIFETIME = 3600  # seconds; longer than LIFETIME, to tell an expired request from an unknown one
 CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
-COOKIE_NAME = 'zendesk_oauth_request_'
 
 log = logging.getLogger('zendesk_oauth')
 
@@ -62,8 +61,7 @@ class Authorization:
         self._key = hmac.digest(client_secret.encode(), b'zendesk_oauth: authorization requests', 'sha256')
         self._redirect_uri, self._scope, self._issuer = redirect_uri, scope, issuer
         self._https = urlsplit(redirect_uri).scheme == 'https'
-        # Browsers accept a cookie with the prefix __Host- only from this exact host, over https.
-        self._cookie_prefix = ('__Host-' if self._https else '') + COOKIE_NAME
+        self._cookie_prefix = cookie_prefix(redirect_uri) + 'request_'
 
     def begin(self, user_id: str | None) -> AuthorizationRequest:
         """Return a new authorization request, bound to the browser and, if `user_id` is given, to the user."""
@@ -154,6 +152,16 @@ class Authorization:
 
     def _mac(self, message: str) -> str:
         return _base64url(hmac.digest(self._key, message.encode('utf-8', 'replace'), 'sha256'))
+
+
+def cookie_prefix(redirect_uri: str) -> str:
+    """
+    Return the prefix of the cookie names. Browsers send a cookie to every port of its host, so it contains the port.
+
+    Under https, it starts with `__Host-`: browsers accept the cookie only from this exact host (RFC 6265bis, 4.1.3.2).
+    """
+    parts = urlsplit(redirect_uri)
+    return ('__Host-' if parts.scheme == 'https' else '') + 'zendesk_oauth_' + (f'{parts.port}_' if parts.port else '')
 
 
 def code_challenge(code_verifier: str) -> str:

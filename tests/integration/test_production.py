@@ -76,6 +76,36 @@ def test_a_user_can_finish_a_grant_after_the_key_changes(processes, variables):
     assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
+# --- Several machines --- #
+
+
+@pytest.mark.parametrize('seconds', [50, -50])
+def test_two_machines_accept_each_others_cookies_despite_clock_skew(processes, variables, seconds):
+    """The machines share users.json and the key. The clock of the second one is ahead or behind."""
+    variables['SECRET_KEY'] = OLD_KEY
+    port = free_port()
+    home, other_home = start_gunicorn(processes, variables), f'http://localhost:{port}/'
+    program = (
+        f'import time, waitress; real = time.time; time.time = lambda: real() + {seconds}; '
+        f'import app; waitress.serve(app.app, host="127.0.0.1", port={port})'
+    )
+    processes.start('-c', program, port=port, **variables)
+
+    browser = HttpBrowser(other_home)
+    browser.click('Get my profile')
+    browser.click('Grant access')
+    browser.decide('allow')  # the callback is on the first machine
+    assert (browser.address, browser.status) == (home, 200)
+    for issuer, reader in ((other_home, home), (home, other_home)):
+        processes.expire_access_tokens()
+        browser.visit(f'{issuer}profile')  # signs the session anew
+        for page in ('', 'profile'):
+            browser.visit(f'{reader}{page}')
+        assert browser.greeting == f'👋 Hi, {AGENT}!'
+    assert len(processes.users) == 1
+    assert processes.refreshes() == 2
+
+
 # --- TLS proxy --- #
 
 
@@ -124,5 +154,5 @@ def test_the_flow_works_behind_a_tls_proxy_with_secure_cookies(processes, variab
     assert browser.greeting == f'👋 Hi, {AGENT}!'
     assert browser.page.headers['Strict-Transport-Security']
     session, pending = sorted(browser.http.cookies, key=lambda cookie: cookie.name, reverse=True)
-    assert (session.name, session.secure) == ('__Host-zendesk_oauth_session', True)
-    assert (pending.name.startswith('__Host-zendesk_oauth_request_'), pending.secure) == (True, True)
+    assert (session.name, session.secure) == (f'__Host-zendesk_oauth_{port}_session', True)
+    assert (pending.name.startswith(f'__Host-zendesk_oauth_{port}_request_'), pending.secure) == (True, True)

@@ -269,6 +269,51 @@ def test_retrying_succeeds_after_zendesk_was_down(processes, variables, home):
     assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
+# --- Another copy of the app on localhost --- #
+
+
+@pytest.fixture
+def other_home(tmp_path) -> Iterator[str]:
+    """Start another copy of the app with its own practice Zendesk, and return the address of its home page."""
+    folder = tmp_path / 'other'
+    folder.mkdir()
+    processes, zendesk_port, port = Processes(folder), free_port(), free_port()
+    variables = {
+        'ZENDESK_CLIENT_ID': 'other_client',
+        'ZENDESK_CLIENT_SECRET': 'other-client-secret',
+        'ZENDESK_SUBDOMAIN': 'practice',
+        'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback',
+        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
+    }
+    processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **variables)
+    processes.start('app.py', port=port, **variables)
+    yield f'http://localhost:{port}/'
+    processes.stop_all()
+
+
+def test_two_copies_of_the_app_keep_their_own_cookies(home, other_home):
+    """A browser sends the cookies of localhost to all of its ports."""
+    browser = HttpBrowser(home)
+    browser.click('Get my profile')
+    browser.click('Grant access')
+    consent_page = browser.page
+
+    browser.visit(other_home)
+    browser.grant(ADMIN)
+    for _ in range(20):
+        browser.visit(f'{other_home}zendesk/auth')  # more than MAX_PENDING
+    browser.http.post(f'{other_home}disconnect', timeout=60)
+    browser.visit(other_home)
+    browser.grant(ADMIN)
+
+    browser.page = consent_page
+    browser.decide('allow', END_USER)
+    assert (browser.address, browser.status) == (home, 200)
+    for address, user in ((home, END_USER), (other_home, ADMIN), (home, END_USER)):
+        browser.visit(f'{address}profile')
+        assert browser.greeting == f'👋 Hi, {user}!'
+
+
 # --- Secrets --- #
 
 
@@ -374,7 +419,7 @@ def check_that_no_secret_leaks(processes: Processes, proxy: FaultyProxy, home: s
 
 def session_cookies(cookies: list[str]) -> Iterator[str]:
     """Decode the payloads of the session cookies."""
-    for value in re.findall(r'zendesk_oauth_session=([^.;]+)\.', ''.join(cookies)):
+    for value in re.findall(r'zendesk_oauth_\d+_session=([^.;]+)\.', ''.join(cookies)):
         yield base64.urlsafe_b64decode(value + '=' * (-len(value) % 4)).decode()
 
 

@@ -94,7 +94,9 @@ def test_the_repr_and_the_log_reveal_no_secrets(oauth, package_log):
 @pytest.mark.parametrize(
     ('redirect_uri', 'prefix', 'secure'),
     [
-        ('http://localhost:3000/callback', 'zendesk_oauth_request_', False),
+        ('http://localhost:3000/callback', 'zendesk_oauth_3000_request_', False),
+        ('http://localhost/callback', 'zendesk_oauth_request_', False),
+        ('https://app.example.com:8443/callback', '__Host-zendesk_oauth_8443_request_', True),
         ('https://app.example.com/callback', '__Host-zendesk_oauth_request_', True),
     ],
 )
