@@ -25,7 +25,7 @@ from backend_code import oauth  # noqa: E402
 
 app = Flask(__name__)
 app.secret_key = settings.secret_key  # not in the article: the same after a restart, so sessions stay valid
-web.init_app(app, settings)
+web.init_app(app, settings, oauth.store)
 
 
 # --- Application routes --- #
@@ -63,8 +63,7 @@ def show_profile() -> ResponseReturnValue:
         session.modified = response.status_code == 200 and backend_code.retrieve_oauth_tokens_from_db() == tokens
 
     logger.debug('Using the response data')
-    user = user_from(response)  # not in the article: raises ZendeskError if the response has no user
-    return render_template('profile.html', user=user)
+    return render_template('profile.html', user=user_from(response))  # not in the article: can raise ZendeskError
 
 
 def show_self(access_token: str) -> Response:
@@ -82,23 +81,25 @@ def grant_access() -> ResponseReturnValue:
 
 @app.route('/zendesk/auth')
 def auth() -> ResponseReturnValue:
-    """Redirect the user to Zendesk with an authorization request (RFC 6749, section 4.1.1)."""
+    """
+    Redirect the user to Zendesk with an authorization request (RFC 6749, section 4.1.1).
+
+    The request is bound to this browser. A product must also bind it to the signed-in account.
+    """
     logger.info('Kicking off the authorization code flow')
     pending = oauth.authorization_request(user_id=None)
-    parameters = urlencode(
-        {
-            'response_type': 'code',
-            'client_id': settings.client_id,
-            'redirect_uri': settings.redirect_uri,
-            'expires_in': 360,  # 6 minutes
-            'scope': 'users:read',
-            # Not in the article: state ties the callback to this browser (RFC 9700); PKCE protects the code (RFC 7636).
-            'state': pending.state,
-            'code_challenge': pending.code_challenge,
-            'code_challenge_method': 'S256',
-        }
-    )
-    response = redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{parameters}')
+    parameters = {
+        'response_type': 'code',
+        'client_id': settings.client_id,
+        'redirect_uri': settings.redirect_uri,
+        'expires_in': 360,  # 6 minutes
+        'scope': 'users:read',
+        # Not in the article: state ties the callback to this browser (RFC 9700); PKCE protects the code (RFC 7636).
+        'state': pending.state,
+        'code_challenge': pending.code_challenge,
+        'code_challenge_method': 'S256',
+    }
+    response = redirect(f'{settings.zendesk_url}/oauth/authorizations/new?{urlencode(parameters)}')
     return web.remember(response, pending)  # not in the article: set the cookie that binds the state to this browser
 
 
@@ -135,8 +136,7 @@ def disconnect() -> ResponseReturnValue:
     """Delete the user's tokens, revoke them at Zendesk, and show whether Zendesk confirmed the revocation."""
     logger.info("Deleting and revoking the user's tokens")
     tokens = backend_code.delete_oauth_tokens_from_db()
-    revoked = oauth.revoke_tokens(tokens)
-    return render_template('disconnected.html', tokens=tokens, revoked=revoked)
+    return render_template('disconnected.html', tokens=tokens, revoked=oauth.revoke_tokens(tokens))
 
 
 # --- Starting the app --- #

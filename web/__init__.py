@@ -42,8 +42,13 @@ MAX_PENDING = 8  # authorization requests of one browser
 AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
 
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Set up what all pages share: session cookie, headers, canonical host, cross-site checks and error pages."""
+def init_app(app: Flask, settings: Settings, store: Store) -> None:
+    """
+    Set up what all pages share: session cookie, headers, canonical host, cross-site checks and error pages.
+
+    Exit if `store.check_setup` fails.
+    """
+    stop_if_store_is_unusable(store)
     configure_cookies(app, settings)
     app.url_map.merge_slashes = False  # otherwise /zendesk//auth redirects to the host in the request
     if settings.proxy_hops:
@@ -215,6 +220,15 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
 
 
 # --- Start-up --- #
+
+
+def stop_if_store_is_unusable(store: Store) -> None:
+    """Exit with the store's message if `check_setup` fails."""
+    try:
+        store.check_setup()
+    except StoreError as error:
+        logger.error('{}', error)
+        raise SystemExit(4) from None  # gunicorn does not restart a worker that exits with 4
 
 
 def stop_if_port_is_taken(port: int) -> None:

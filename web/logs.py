@@ -68,9 +68,11 @@ def terminal_format(record: Any) -> str:
         source = 'Zendesk' if (record['name'] or '').startswith('practice_zendesk') else 'app'
         events = [(source, f'{level.name}: {message}' if level.no >= logging.WARNING else message)]
     lines = []
+    wrapper = textwrap.TextWrapper(COLUMNS, break_long_words=False, break_on_hyphens=False)  # keep paths in one piece
     for source, text in events:
-        start = f'{record["time"]:HH:mm:ss} {source:<7} '
-        lines += textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=' ' * len(start)) or [start]
+        wrapper.initial_indent = f'{record["time"]:HH:mm:ss} {source:<7} '
+        wrapper.subsequent_indent = ' ' * len(wrapper.initial_indent)
+        lines += wrapper.wrap(text) or [wrapper.initial_indent]
     record['extra']['lines'] = '\n'.join(lines)  # loguru would interpret braces and tags in the format
     color = 'yellow' if level.no >= logging.WARNING else 'normal'
     return f'<{color}>{{extra[lines]}}</{color}>\n{{exception}}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -122,6 +123,37 @@ def test_an_exception_is_logged_without_the_values_of_variables(tmp_path):
     )
     assert 'print(token.missing_attribute)' in ended.stderr
     assert 'canary-token' not in ended.stderr
+
+
+# --- Files --- #
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('app.py',),
+        ('-m', 'flask', '--app', 'app', 'run', '--port', '0'),
+        ('-m', 'gunicorn', '-b', '127.0.0.1:0', 'app:app'),
+        ('-m', 'waitress', '--port=0', 'app:app'),
+    ],
+    ids=['app.py', 'flask', 'gunicorn', 'waitress'],
+)
+def test_a_users_file_that_cannot_be_replaced_is_refused(start, tmp_path, command):
+    (tmp_path / 'data.json').write_text('{}')
+    (tmp_path / 'users.json').symlink_to('data.json')
+    ended = start(command, **GOOD)
+    assert ended.returncode == 4
+    assert f'{tmp_path}/users.json is a symbolic link. Remove it' in re.sub(r'\s+', ' ', ended.stderr)
+    assert 'Traceback' not in ended.stderr
+
+
+def test_an_env_file_that_every_account_can_read_causes_a_warning(start, tmp_path):
+    lines = '\n'.join(f'{name}={value}' for name, value in GOOD.items())
+    (tmp_path / '.env').write_text(lines)
+    (tmp_path / '.env').chmod(0o644)
+    ended = start(['-c', 'import settings; print(settings.load_settings().client_id)'])
+    assert f'Every account on this machine can read {tmp_path}/.env. As its owner, run chmod 600' in ended.stderr
+    assert ended.stdout == 'my_client\n'
 
 
 # --- Ports --- #

@@ -19,7 +19,7 @@ def https_app(app) -> Flask:
     https_app = Flask('https_app', template_folder=PROJECT / 'templates')
     https_app.secret_key = settings.secret_key
     https_app.test_client_class = Browser
-    web.init_app(https_app, settings)
+    web.init_app(https_app, settings, app_module.oauth.store)
 
     @https_app.get('/')
     def index():

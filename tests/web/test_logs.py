@@ -192,13 +192,19 @@ def test_the_terminal_shows_warnings_in_color():
 
 
 def test_the_terminal_wraps_long_messages(terminal):
-    app_module.logger.warning('one two three {{}} <red> ' * 10 + 'x' * 100)
+    app_module.logger.warning('one two three {{}} <red> ' * 10)
     lines = ''.join(terminal).splitlines()
     assert lines[0][9:].startswith('app     WARNING: one two three {{}} <red> one')
     assert all(line.startswith(' ' * 17) for line in lines[1:])
     assert len(lines) > 2
     assert max(map(len, lines)) <= 80
     assert ' '.join(''.join(terminal).split()).count('three {{}} <red>') == 10
+
+
+def test_the_terminal_keeps_a_path_in_one_piece(terminal):
+    path = '/a-long-folder-name' * 5 + '/users.json'
+    app_module.logger.error('{} cannot be written', path)
+    assert path in ''.join(terminal)
 
 
 def test_the_terminal_has_no_access_log(monkeypatch):

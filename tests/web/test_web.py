@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -17,7 +18,6 @@ from helpers import NEW_TOKENS, OLD, OTHER, SHOW_SELF, TOKEN_ENDPOINT, USER, bea
 import backend_code
 import web
 from settings import current_settings
-from zendesk_oauth.authorization import COOKIE_NAME
 from zendesk_oauth.errors import ZendeskError
 
 # --- Headers --- #
@@ -71,7 +71,7 @@ def test_a_redirect_has_an_empty_body(browser):
 
 
 def session_cookies(response) -> list[str]:
-    return [header for header in response.headers.getlist('Set-Cookie') if 'oauth_session' in header]
+    return [header for header in response.headers.getlist('Set-Cookie') if '_session=' in header]
 
 
 def signed(app: Flask, payload) -> str:
@@ -80,11 +80,11 @@ def signed(app: Flask, payload) -> str:
 
 def test_the_session_cookie_is_http_only_and_persistent(browser):
     [cookie] = session_cookies(browser.get('/'))
-    assert cookie.startswith('zendesk_oauth_session=')
+    assert cookie.startswith('zendesk_oauth_3000_session=')
     for attribute in ('; HttpOnly', '; SameSite=Lax', '; Path=/', '; Expires='):
         assert attribute in cookie
     assert '; Secure' not in cookie
-    assert browser.get_cookie('zendesk_oauth_session').expires is not None
+    assert browser.get_cookie('zendesk_oauth_3000_session').expires is not None
 
 
 def test_only_a_new_id_or_refresh_sends_the_session_cookie(app, alice, zendesk):
@@ -130,7 +130,7 @@ def test_a_failed_grant_sends_no_session_cookie(alice, zendesk):
 @pytest.mark.parametrize('payload', [[1, 2], 'text', 5, None, {'user_id': ['alice']}, {'user_id': 5}, {'other': 1}])
 def test_a_session_with_wrong_types_opens_an_empty_session(app, browser, payload):
     store(alice=OLD)
-    browser.set_cookie('zendesk_oauth_session', signed(app, payload))
+    browser.set_cookie('zendesk_oauth_3000_session', signed(app, payload))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
     assert browser.user_id.startswith('user-')
@@ -150,7 +150,7 @@ def test_a_session_with_wrong_types_opens_an_empty_session(app, browser, payload
 )
 def test_a_tampered_session_opens_an_empty_session(app, browser, tamper):
     store(alice=OLD)
-    browser.set_cookie('zendesk_oauth_session', tamper(signed(app, {'user_id': 'alice'})))
+    browser.set_cookie('zendesk_oauth_3000_session', tamper(signed(app, {'user_id': 'alice'})))
     assert browser.get('/profile').location == '/grant_access'
     assert browser.get('/').status_code == 200
 
@@ -163,7 +163,7 @@ def test_a_session_signed_with_an_unknown_key_opens_an_empty_session(app, browse
         patch.setattr(app, 'secret_key', 'another key')
         patch.setitem(app.config, 'SECRET_KEY_FALLBACKS', [])
         forged = signed(app, {'user_id': 'alice'})
-    browser.set_cookie('zendesk_oauth_session', forged)
+    browser.set_cookie('zendesk_oauth_3000_session', forged)
     assert browser.get('/profile').location == '/grant_access'
 
 
@@ -185,14 +185,14 @@ def test_a_session_is_valid_for_a_week_despite_clock_skew(app, browser, clock, a
     clock.now = now - age
     cookie = signed(app, {'user_id': 'alice'})
     clock.now = now
-    with app.test_request_context(headers={'Cookie': f'zendesk_oauth_session={cookie}'}):
+    with app.test_request_context(headers={'Cookie': f'zendesk_oauth_3000_session={cookie}'}):
         assert (backend_code.current_user_id() == 'alice') == valid
 
 
 def test_a_session_of_the_previous_version_is_accepted(app, browser):
     """Accept a cookie signed by Flask's default session interface."""
     serializer = Flask.session_interface.get_signing_serializer(app)
-    browser.set_cookie('zendesk_oauth_session', serializer.dumps({'user_id': 'alice'}))
+    browser.set_cookie('zendesk_oauth_3000_session', serializer.dumps({'user_id': 'alice'}))
     assert browser.user_id == 'alice'
 
 
@@ -211,6 +211,17 @@ def test_cookies_are_secure_and_bound_to_the_host_over_https(https_app):
     assert response.headers['Strict-Transport-Security']
 
 
+@pytest.mark.parametrize('place', ['before', 'after'])
+def test_no_other_name_is_read_as_a_host_cookie(https_app, place):
+    """Otherwise another subdomain, which can set the other name, could sign the user in to another account."""
+    name = '__Host-zendesk_oauth_session'
+    for character in map(chr, range(256)):
+        header = f'a=b; {character}{name}=forged' if place == 'before' else f'a=b; {name}{character}=forged'
+        with https_app.test_request_context(environ_overrides={'HTTP_COOKIE': header}):
+            # Browsers remove spaces and tabs when they set a cookie. The characters ";" and "=" are separators.
+            assert (name in request.cookies) == (character in ' \t;' or (place, character) == ('after', '='))
+
+
 def test_no_host_is_redirected_over_https(https_app):
     assert https_app.test_client().get('/', base_url='http://127.0.0.1:3000').status_code == 200
 
@@ -219,7 +230,7 @@ def test_no_host_is_redirected_over_https(https_app):
 
 
 def pending_cookies(browser) -> list[str]:
-    return sorted(name for name in (cookie.key for cookie in browser._cookies.values()) if name.startswith(COOKIE_NAME))
+    return sorted(name for name in (cookie.key for cookie in browser._cookies.values()) if '_request_' in name)
 
 
 def test_the_oldest_pending_authorization_requests_are_dropped(browser, zendesk, clock):
@@ -323,7 +334,7 @@ def test_a_form_changes_a_cookie_to_disable_the_bfcache(alice):
     cookies = [alice.post('/disconnect').headers['Set-Cookie'] for _ in range(2)]
     assert cookies[0] != cookies[1]
     for cookie in cookies:
-        assert cookie.startswith('zendesk_oauth_changed=')
+        assert cookie.startswith('zendesk_oauth_3000_changed=')
         assert '; HttpOnly' in cookie
 
 
@@ -406,7 +417,7 @@ def test_a_foreign_host_header_changes_no_url(browser, headers):
 )
 def test_forwarded_headers_are_trusted_for_the_configured_proxies(app, hops, address, host):
     app = Flask('app')
-    web.init_app(app, dataclasses.replace(current_settings(), proxy_hops=hops))
+    web.init_app(app, dataclasses.replace(current_settings(), proxy_hops=hops), backend_code.store)
     app.add_url_rule('/', view_func=lambda: f'{request.remote_addr} {request.host} {request.scheme}')
     headers = {
         'Host': 'behind',
@@ -462,6 +473,14 @@ def test_an_error_page_links_to_the_next_step(alice, monkeypatch, log, reauthori
     assert log[-1] == 'What happened: the cause, for the log\n'
 
 
+def test_the_app_does_not_start_with_an_unusable_store(app, log):
+    Path('users.json').mkdir()
+    with pytest.raises(SystemExit) as raised:
+        web.init_app(Flask('app'), current_settings(), backend_code.store)
+    assert raised.value.code == 4
+    assert re.search(r'/users\.json is not a file\. Delete it', log[-1])
+
+
 # --- Practice mode --- #
 
 
@@ -471,7 +490,7 @@ def test_only_practice_mode_has_a_banner_and_a_panel(app, browser):
         assert 'Practice mode' not in page.text
         assert 'What just happened' not in page.text
     practice = Flask('practice', template_folder=app.root_path + '/templates')
-    web.init_app(practice, dataclasses.replace(current_settings(), practice_mode=True))
+    web.init_app(practice, dataclasses.replace(current_settings(), practice_mode=True), backend_code.store)
     page = practice.test_client().get('/nope').text
     assert 'Practice mode' in page
     assert 'What just happened' in page
