@@ -61,7 +61,8 @@ class ZendeskOAuth:
         """
         Return a new authorization request: its `state`, `code_challenge` and the cookie that binds it to the browser.
 
-        `user_id` must be None: the request is bound to the browser only. (RFC 6749, section 4.1.1; RFC 7636, 4.3)
+        `user_id` must be None: the request is bound to the browser only. A product must check at the callback that the
+        account that started the request is still signed in. (RFC 6749, section 4.1.1; RFC 7636, section 4.3)
         """
         return self._authorization.begin(user_id)
 
@@ -102,7 +103,7 @@ class ZendeskOAuth:
 
         Returns:
             `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at`
-            (seconds since 1970, or None if unknown).
+            (seconds since 1970, or None if unknown). If a refresh returns no valid refresh token, only `access_token`.
 
         Raises:
             InvalidGrant: the code or the refresh token is expired, used or unknown.
@@ -153,7 +154,12 @@ class ZendeskOAuth:
             return False
         try:
             if best_effort:
-                return self._revoke(tokens['access_token'], timeout=BEST_EFFORT_TIMEOUT) != 401
+                revoked = self._revoke(tokens['access_token'], timeout=BEST_EFFORT_TIMEOUT) != 401
+                if not revoked:
+                    log.info(
+                        'Zendesk rejects the access token (401), so the refresh token stays valid until it expires'
+                    )
+                return revoked
             return self._revoke_and_verify(tokens)
         except ZendeskOAuthError as error:
             log.warning('The tokens could not be revoked and may still be valid. %s', error)

@@ -288,7 +288,9 @@ def test_revoke_tokens_sends_nothing_if_there_are_no_tokens(oauth, zendesk, best
 @pytest.mark.parametrize(
     ('response', 'revoked'), [({'status': 204}, True), ({'json': {}}, True), ({'status': 401}, False)]
 )
-def test_best_effort_sends_one_request_with_a_three_second_timeout(oauth, zendesk, monkeypatch, response, revoked):
+def test_best_effort_sends_one_request_with_a_three_second_timeout(
+    oauth, zendesk, package_log, monkeypatch, response, revoked
+):
     timeouts, send = [], transport.send
 
     def record_timeout(*args, timeout, **kwargs):
@@ -298,6 +300,10 @@ def test_best_effort_sends_one_request_with_a_three_second_timeout(oauth, zendes
     monkeypatch.setattr(transport, 'send', record_timeout)
     zendesk.delete(REVOKE, match=[bearer('old-access')], **response)
     assert oauth.revoke_tokens(OLD, best_effort=True) is revoked
+    log = [text for _, text in log_of(package_log)]
+    assert any('the refresh token stays valid until it expires' in text for text in log) == (
+        response.get('status') == 401
+    )
     assert timeouts == [3]
 
 
