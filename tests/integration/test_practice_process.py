@@ -6,6 +6,7 @@ import re
 import signal
 
 import pytest
+import requests
 from servers import free_port, listening
 
 OLD_PYTHON = """
@@ -19,8 +20,10 @@ finally:
 
 
 def test_ctrl_c_ends_the_process_without_output(processes):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT, and so do its children
     port = free_port()
     processes.start('-m', 'practice_zendesk', '--port', str(port), port=port)
+    requests.get(f'http://localhost:{port}/practice/request_log', timeout=60)  # wait until it serves
     process = processes.running.pop(port)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
