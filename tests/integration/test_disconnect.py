@@ -43,6 +43,16 @@ def test_disconnect_revokes_the_refresh_token_if_the_access_token_expired(proces
     assert processes.valid_grants() == 0
 
 
+def test_three_grants_leave_one_valid_grant_which_disconnect_revokes(processes: Processes, address):
+    browser = HttpBrowser(address)
+    for _ in range(3):
+        browser.visit(f'{address}zendesk/auth')
+        browser.decide('allow')
+        assert processes.valid_grants() == len(processes.users) == 1
+    browser.http.post(f'{address}disconnect', timeout=60)
+    assert (processes.valid_grants(), processes.users) == (0, {})
+
+
 def test_disconnect_during_a_refresh_revokes_the_new_tokens(processes, address):
     browser = open_profile(address)
     processes.expire_access_tokens()
@@ -114,7 +124,7 @@ def test_a_grant_from_another_tab_stays_after_disconnect(processes: Processes, a
         browser.visit(f'{address}zendesk/auth')
         browser.decide('allow', ADMIN)
         page = disconnecting.result()
-    assert 'oauth_session' not in page.headers['Set-Cookie']
+    assert '_session=' not in page.headers['Set-Cookie']
     browser.visit(f'{address}profile')
     assert browser.greeting == f'👋 Hi, {ADMIN}!'
     assert len(processes.users) == 1
