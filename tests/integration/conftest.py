@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy_to
 from postgresql import Postgresql, close_connections, programs
-from servers import Processes, free_port, port_of
+from servers import Processes, port_of
 
 from zendesk_oauth import JsonFileStore, Store
 
@@ -42,17 +42,7 @@ def processes(tmp_path) -> Iterator[Processes]:
 @pytest.fixture
 def variables(processes) -> dict[str, str]:
     """Start a practice Zendesk on a free port, and return the settings of an app on another port."""
-    zendesk_port, app_port = free_port(), free_port()
-    settings = {
-        'ZENDESK_CLIENT_ID': 'flow_client',
-        'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
-        'ZENDESK_SUBDOMAIN': 'practice',
-        'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
-        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
-    }
-    processes.zendesk = settings['ZENDESK_BASE_URL']
-    processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **settings)
-    return settings
+    return processes.start_zendesk()
 
 
 @pytest.fixture

@@ -57,6 +57,20 @@ class Processes:
         wait_until(lambda: listens(port) or process.poll() is not None)
         assert process.poll() is None, self.output
 
+    def start_zendesk(self) -> dict[str, str]:
+        """Start a practice Zendesk on a free port, and return the settings of an app on another port."""
+        zendesk_port, app_port = free_port(), free_port()
+        settings = {
+            'ZENDESK_CLIENT_ID': 'flow_client',
+            'ZENDESK_CLIENT_SECRET': 'canary-client-secret',
+            'ZENDESK_SUBDOMAIN': 'practice',
+            'REDIRECT_URI': f'http://localhost:{app_port}/zendesk/oauth/callback',
+            'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
+        }
+        self.zendesk = settings['ZENDESK_BASE_URL']
+        self.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **settings)
+        return settings
+
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a program to its end, and return its exit code and output."""
         return subprocess.run(

@@ -277,17 +277,10 @@ def other_home(tmp_path) -> Iterator[str]:
     """Start another copy of the app with its own practice Zendesk, and return the address of its home page."""
     folder = tmp_path / 'other'
     folder.mkdir()
-    processes, zendesk_port, port = Processes(folder), free_port(), free_port()
-    variables = {
-        'ZENDESK_CLIENT_ID': 'other_client',
-        'ZENDESK_CLIENT_SECRET': 'other-client-secret',
-        'ZENDESK_SUBDOMAIN': 'practice',
-        'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback',
-        'ZENDESK_BASE_URL': f'http://127.0.0.1:{zendesk_port}',
-    }
-    processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **variables)
-    processes.start('app.py', port=port, **variables)
-    yield f'http://localhost:{port}/'
+    processes = Processes(folder)
+    variables = processes.start_zendesk()
+    processes.start('app.py', port=port_of(variables), **variables)
+    yield f'http://localhost:{port_of(variables)}/'
     processes.stop_all()
 
 
