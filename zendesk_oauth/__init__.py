@@ -17,9 +17,8 @@ It reads no settings, imports no web framework, and logs to the standard logger 
 from zendesk_oauth import errors
 from zendesk_oauth.authorization import AuthorizationRequest, cookie_prefix
 from zendesk_oauth.client import ZendeskOAuth
-from zendesk_oauth.endpoints import fingerprints, user_from
+from zendesk_oauth.endpoints import Response, fingerprints, user_from
 from zendesk_oauth.stores import JsonFileStore, Store
-from zendesk_oauth.transport import Response
 
 __all__ = [
     'AuthorizationRequest',

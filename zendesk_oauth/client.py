@@ -10,7 +10,7 @@ from typing import Any
 
 from zendesk_oauth import endpoints
 from zendesk_oauth.authorization import Authorization, AuthorizationRequest, digest
-from zendesk_oauth.endpoints import TOKEN
+from zendesk_oauth.endpoints import CALL_TIMEOUT, TOKEN, Response
 from zendesk_oauth.errors import (
     AuthorizationError,
     InvalidGrant,
@@ -21,9 +21,9 @@ from zendesk_oauth.errors import (
     ZendeskTimeout,
 )
 from zendesk_oauth.stores import Record, Store
-from zendesk_oauth.transport import Response
 
 BEST_EFFORT_TIMEOUT = 3  # seconds
+MAX_API_BYTES = 32 * 2**20  # limit for API responses: a list of 100 tickets can exceed 1 MiB
 
 log = logging.getLogger('zendesk_oauth')
 
@@ -140,7 +140,7 @@ class ZendeskOAuth:
         if not TOKEN.fullmatch(headers['Authorization'].removeprefix('Bearer ')):
             # Zendesk never issues such a token: it was edited by hand.
             return Response(401, {}, b'')
-        return endpoints.send(self._zendesk_url, method, path, headers=headers)
+        return endpoints.send(self._zendesk_url, method, path, headers=headers, max_bytes=MAX_API_BYTES)
 
     def revoke_tokens(self, tokens: Mapping[str, Any] | None, *, best_effort: bool = False) -> bool:
         """
@@ -185,7 +185,7 @@ class ZendeskOAuth:
         )
         return False
 
-    def _revoke(self, access_token: str, timeout: float | None = None) -> int:
+    def _revoke(self, access_token: str, timeout: float = CALL_TIMEOUT) -> int:
         """Send one revocation request and return the status: 401 or 2xx."""
         if not TOKEN.fullmatch(access_token):
             return 401

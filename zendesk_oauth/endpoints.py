@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+import requests
+import urllib3
 
 from zendesk_oauth import transport
 from zendesk_oauth.errors import (
@@ -22,15 +28,40 @@ from zendesk_oauth.errors import (
     ZendeskUnavailable,
     setup_error,
 )
-from zendesk_oauth.transport import Response
 
 TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it is sent in a header (RFC 6749, A.12; RFC 6750, section 2.1)
+CALL_TIMEOUT = 14  # seconds for the whole exchange: error pages must appear within 15 seconds
+MAX_BYTES = 2**20  # decompressed content of a response, unless the caller sets another limit
 MAX_RETRY_AFTER = 300  # seconds
 MAX_LOGGED_BODY = 16 * 1024  # bytes of a response
 MAX_DEPTH = 20  # levels of a response to log: a deeply nested one would raise RecursionError
 
 log = logging.getLogger('zendesk_oauth')
 exchange_log = logging.getLogger('zendesk_oauth.exchange')
+# urllib3 logs headers that it cannot parse. A malformed header can contain a token.
+logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Response:
+    """
+    The response to one request. `content` is decompressed.
+
+    Unlike `requests.Response`, it does not reference the request, whose headers contain the access token.
+    """
+
+    status_code: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        """Return the content parsed as JSON, or None if it is not JSON."""
+        try:
+            return json.loads(self.content)
+        except (ValueError, RecursionError):
+            return None
 
 
 def send(
@@ -38,30 +69,30 @@ def send(
     method: str,
     path: str,
     *,
-    headers: Mapping[str, str] | None = None,
-    form: Mapping[str, Any] | None = None,
-    timeout: float | None = None,
+    headers: Mapping[str, str] = EMPTY,
+    form: Mapping[str, Any] = EMPTY,
+    timeout: float = CALL_TIMEOUT,
+    max_bytes: int = MAX_BYTES,
 ) -> Response:
     """
     Send one request to Zendesk and return the response, with any status.
 
-    `form` becomes the body. `timeout` is the limit for the whole exchange, in seconds.
+    `form` becomes the body. `timeout` (seconds) limits the whole exchange, and `max_bytes` the decompressed content.
 
     Raises:
         ZendeskTimeout: Zendesk did not respond in time.
-        ZendeskError: Zendesk sent no valid HTTP response.
+        ZendeskError: Zendesk sent no valid HTTP response, or a response that is too large.
     """
+    result: Response | ZendeskError
     try:
-        response = transport.send(method, zendesk_url + path, headers=headers, data=form, timeout=timeout)
-    except (TimeoutError, ConnectionError) as error:
-        if error.__cause__ is not None:
-            vars(error.__cause__).pop('request', None)  # error trackers would collect its form and token
-        _log_exchange(method, path, headers or {}, form or {}, None)
-        if isinstance(error, TimeoutError):
-            raise ZendeskTimeout(f'{error}. Try again later') from error
-        raise ZendeskError(str(error)) from error
-    _log_exchange(method, path, headers or {}, form or {}, response)
-    return response
+        result = Response(*transport.send(method, zendesk_url + path, headers, form, timeout, max_bytes))
+    except transport.FAILURES as error:
+        result = failed_exchange(error, max_bytes)
+    if isinstance(result, ZendeskError):
+        _log_exchange(method, path, headers, form, None)
+        raise result  # without the cause: error trackers would collect the request and parts of the response
+    _log_exchange(method, path, headers, form, result)
+    return result
 
 
 def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +172,28 @@ def user_from(response: Response) -> dict[str, str]:
     if not isinstance(name, str) or not isinstance(role, str):
         raise ZendeskError('Zendesk responded with a user whose name or role is not a string')
     return {'name': _printable(name), 'role': _printable(role)}
+
+
+def failed_exchange(cause: Exception, max_bytes: int) -> ZendeskError:
+    """Return the error for an exchange without a valid response. The message names the cause and the remedy."""
+    name = type(cause).__name__
+    if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return ZendeskTimeout(f'No response in time ({name}). Try again later')
+    if isinstance(cause, requests.exceptions.SSLError):
+        return ZendeskError(
+            "The TLS handshake failed, or the certificate is not trusted: check this machine's clock. If a proxy "
+            'inspects TLS traffic, set REQUESTS_CA_BUNDLE to the path of its CA certificate'
+        )
+    if isinstance(cause, requests.exceptions.ProxyError):
+        return ZendeskError('The proxy connection failed: check HTTPS_PROXY and NO_PROXY')
+    if isinstance(cause, OverflowError):
+        return ZendeskError(
+            f'The response is larger than {max_bytes} bytes: request less data, or check the configured address'
+        )
+    return ZendeskError(
+        f'The connection failed or was closed early ({name}): check the network. If this keeps happening, check the '
+        'configured address'
+    )
 
 
 def unexpected_status(response: Response, scope: str) -> ZendeskError:

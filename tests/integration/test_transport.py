@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
-import io
 import logging
 import os
 import re
@@ -15,15 +15,23 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
-import requests
+import urllib3
 from servers import serving
 
-from zendesk_oauth import Response, transport
+from zendesk_oauth import Response, endpoints, transport
+from zendesk_oauth.errors import ZendeskError, ZendeskTimeout
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n'
 NO_CONTENT = b'HTTP/1.1 204 No Content\r\n\r\n'
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
+ZIPPED = b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n'
+
+
+def send(method: str, address: str, **options) -> Response:
+    return endpoints.send(address.removesuffix('/'), method, '/', **options)
 
 
 def maybe_tls(connection: socket.socket, tls: ssl.SSLContext | None) -> socket.socket:
@@ -54,6 +62,13 @@ def serve():
         finished.set()
 
 
+@pytest.fixture(autouse=True)
+def empty_caches() -> None:
+    """Forget the connections and settings of the previous test."""
+    transport._Connections.cache_clear()
+    transport._tls_context.cache_clear()
+
+
 @pytest.fixture
 def trusted(authority, monkeypatch, tmp_path) -> None:
     """Trust the certificate authority."""
@@ -70,7 +85,7 @@ def single_bytes(text: bytes) -> list[bytes]:
 
 def test_a_response_with_any_status_is_returned(serve):
     pieces = single_bytes(b'HTTP/1.1 418 Teapot\r\nContent-Length: 8\r\n\r\n{"a": 1}')
-    response = transport.send('GET', serve(*pieces, pause=0.001))
+    response = send('GET', serve(*pieces, pause=0.001))
     assert (response.status_code, response.content, response.json()) == (418, b'{"a": 1}', {'a': 1})
     assert response.headers['content-length'] == '8'
 
@@ -86,7 +101,7 @@ def test_repr_shows_neither_headers_nor_content():
 
 def test_a_redirect_is_not_followed(serve):
     target = serve(NO_CONTENT, then_close=True).encode()
-    response = transport.send('GET', serve(b'HTTP/1.1 302 Found\r\nLocation: ' + target + b'\r\n\r\n', then_close=True))
+    response = send('GET', serve(b'HTTP/1.1 302 Found\r\nLocation: ' + target + b'\r\n\r\n', then_close=True))
     assert response.status_code == 302
 
 
@@ -101,6 +116,9 @@ def test_a_redirect_is_not_followed(serve):
         pytest.param([HEAD + b'{'], 0, id='stops in the body'),
         pytest.param(single_bytes(b'HTTP/1.1 200 OK\r\nX: ' + b'y' * 1000), 0.02, id='sends headers byte by byte'),
         pytest.param([HEAD, *single_bytes(b'x' * 1000)], 0.02, id='sends the body byte by byte'),
+        pytest.param([CHUNKED + b'5\r\n', *single_bytes(b'x' * 1000)], 0.02, id='sends a chunk byte by byte'),
+        pytest.param([CHUNKED + b'0\r\n', *[b'X: y\r\n'] * 1000], 0.02, id='sends endless trailers'),
+        pytest.param([ZIPPED + gzip.compress(b'') * 500_000], 0, id='sends many empty gzip members'),
         pytest.param([b'HTTP/1.1 100 Continue\r\n\r\n'] * 1000, 0.02, id='repeats 100 Continue'),
         pytest.param(
             [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', *[b'1\r\nx\r\n'] * 1000],
@@ -111,51 +129,78 @@ def test_a_redirect_is_not_followed(serve):
 )
 def test_one_timeout_limits_the_whole_request(serve, pieces, pause):
     before = time.monotonic()
-    with pytest.raises(TimeoutError):
-        transport.send('GET', serve(*pieces, pause=pause), timeout=0.15)
+    with pytest.raises(ZendeskTimeout):
+        send('GET', serve(*pieces, pause=pause), timeout=0.15)
     assert time.monotonic() - before < 10  # the servers would send for 20 seconds or more
 
 
 def test_the_timeout_applies_over_tls(serve, tls, trusted):
     before = time.monotonic()
-    with pytest.raises(TimeoutError):
-        transport.send('GET', serve(HEAD, *single_bytes(b'x' * 1000), pause=0.02, tls=tls), timeout=0.3)
+    with pytest.raises(ZendeskTimeout):
+        send('GET', serve(HEAD, *single_bytes(b'x' * 1000), pause=0.02, tls=tls), timeout=0.3)
     assert time.monotonic() - before < 10
 
 
-@pytest.mark.parametrize(('timeout', 'total'), [(None, 14), (3, 3)])
-def test_a_request_has_a_connect_timeout_and_a_total_timeout(monkeypatch, timeout, total):
-    limits = []
+def test_the_timeout_applies_to_a_large_request(serve, tls, trusted):
+    """The server reads only the first bytes, so the client cannot send the rest."""
+    address = serve(tls=tls)
+    before = time.monotonic()
+    with pytest.raises(ZendeskError):
+        send('POST', address, form={'grant': 'x' * 30_000_000}, timeout=0.5)
+    assert time.monotonic() - before < 3  # less than CONNECT_TIMEOUT: the deadline also limits sending
 
-    def record(self, request, **kwargs):
-        limits.append((kwargs['timeout'].connect_timeout, kwargs['timeout'].total, kwargs['stream']))
-        raise requests.ConnectionError
+
+def test_sending_may_take_longer_than_connecting(tls, trusted, monkeypatch):
+    monkeypatch.setattr(transport, 'CONNECT_TIMEOUT', 0.2)
+    size = 30_000_000
+
+    def read_slowly(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), tls.wrap_socket(connection, server_side=True) as stream:
+            time.sleep(0.5)
+            received = 0
+            while received < size:
+                received += len(stream.recv(65536))
+            stream.sendall(NO_CONTENT)
+
+    with serving(read_slowly) as port:
+        address = f'https://localhost:{port}/'
+        assert send('POST', address, form={'grant': 'x' * size}).status_code == 204
+
+
+@pytest.mark.parametrize('tls_to_proxy', [False, True])
+def test_the_timeout_applies_to_the_response_of_a_proxy(serve, tls, trusted, monkeypatch, tls_to_proxy):
+    slow = single_bytes(b'HTTP/1.1 200 OK\r\nX: ' + b'y' * 1000)
+    monkeypatch.setenv('HTTPS_PROXY', serve(*slow, pause=0.02, tls=tls if tls_to_proxy else None))
+    monkeypatch.setenv('NO_PROXY', '')
+    before = time.monotonic()
+    with pytest.raises(ZendeskError):
+        send('GET', 'https://zendesk.example/', timeout=0.3)
+    assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize(
+    ('addresses', 'timeout', 'expected'),
+    [(1, 14, 3), (3, 14, 3), (8, 14, 14 / 9), (1, 3, 1.5)],
+)
+def test_the_connect_timeout_depends_on_the_addresses_and_the_deadline(monkeypatch, addresses, timeout, expected):
+    timeouts = []
+
+    def record(address, timeout, **options):
+        timeouts.append(timeout)
+        raise TimeoutError
 
     now = time.monotonic()
     monkeypatch.setattr(time, 'monotonic', lambda: now)
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', record)
-    with pytest.raises(ConnectionError):
-        transport.send('POST', 'http://localhost/', timeout=timeout)
-    assert limits == [(3, pytest.approx(total), True)]
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, port, **options: [()] * addresses)
+    monkeypatch.setattr(urllib3.util.connection, 'create_connection', record)
+    with pytest.raises(ZendeskTimeout):
+        send('POST', 'http://zendesk.example/', timeout=timeout)
+    assert timeouts == [pytest.approx(expected)]
 
 
-def test_each_read_can_take_the_remaining_time(monkeypatch):
-    class Socket:
-        timeouts: list[float] = []  # noqa: RUF012
-
-        def settimeout(self, seconds):
-            self.timeouts.append(seconds)
-
-    now = [100.0]
-    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
-    transport._call.set(transport._Call(114.0))
-    stream = transport._TimedStream(Socket(), io.BytesIO(b'abcdef'))
-    for now[0] in (100.0, 103.0, 113.5):
-        assert stream.readinto(bytearray(1)) == 1
-    now[0] = 114.0
-    with pytest.raises(TimeoutError):
-        stream.readinto(bytearray(1))
-    assert Socket.timeouts == [14.0, 11.0, 0.5]
+def test_an_unknown_host_raises_a_zendesk_error():
+    with pytest.raises(ZendeskError, match='check the network'):
+        send('GET', 'http://zendesk.invalid/')
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems handle a full connection queue differently')
@@ -168,20 +213,35 @@ def test_connecting_has_a_separate_timeout(monkeypatch):
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         before = time.monotonic()
-        with pytest.raises(TimeoutError):
-            transport.send('GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
+        with pytest.raises(ZendeskTimeout):
+            send('GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
     assert time.monotonic() - before < 10
 
 
-def test_a_response_of_the_maximum_size_is_returned(serve):
-    content = b'x' * transport.MAX_RESPONSE_SIZE
-    response = transport.send('GET', serve(b'HTTP/1.1 200 OK\r\n\r\n' + content, then_close=True))
-    assert response.content == content
+def chunks(content: bytes) -> bytes:
+    pieces = [content[begin : begin + 5000] for begin in range(0, len(content), 5000)]
+    return b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in [*pieces, b''])
 
 
-def test_an_endless_response_raises_at_the_size_limit(serve):
-    with pytest.raises(ConnectionError, match='larger than 1048576 bytes'):
-        transport.send('GET', serve(b'HTTP/1.1 200 OK\r\n\r\n', *[b'x' * 65536] * 10_000, pause=0.001), timeout=5)
+@pytest.mark.parametrize(
+    ('head', 'encode'),
+    [(b'HTTP/1.1 200 OK\r\n\r\n', bytes), (CHUNKED, chunks), (ZIPPED, gzip.compress)],
+    ids=['until closed', 'chunked', 'gzip'],
+)
+@pytest.mark.parametrize('limit', [10_000, endpoints.MAX_BYTES])
+def test_the_size_limit_applies_to_the_decompressed_content(serve, head, encode, limit):
+    content = b'x' * limit
+    assert send('GET', serve(head + encode(content), then_close=True), max_bytes=limit).content == content
+    with pytest.raises(ZendeskError, match=f'larger than {limit} bytes'):
+        send('GET', serve(head + encode(content + b'x'), then_close=True), max_bytes=limit)
+
+
+@pytest.mark.parametrize(
+    'head', [b'HTTP/1.1 200 OK\r\n\r\n', CHUNKED + b'-1\r\n'], ids=['until closed', 'chunk of size -1']
+)
+def test_an_endless_response_raises_at_the_size_limit(serve, head):
+    with pytest.raises(ZendeskError, match='larger than 1048576 bytes'):
+        send('GET', serve(head, *[b'x' * 65536] * 10_000, pause=0.001), timeout=5)
 
 
 # --- Errors --- #
@@ -193,52 +253,56 @@ def test_an_endless_response_raises_at_the_size_limit(serve):
         pytest.param([], id='no response'),
         pytest.param([HEAD + b'{'], id='half a body'),
         pytest.param([b'SSH-2.0-OpenSSH_9.2\r\n'], id='not HTTP'),
-        pytest.param([b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'], id='invalid chunk'),
+        pytest.param([CHUNKED + b'zz\r\n'], id='invalid chunk'),
+        pytest.param([CHUNKED + b'-2\r\n'], id='chunk of size -2'),
+        pytest.param([CHUNKED + b'-ffffffffffffffffffff\r\n'], id='chunk of a large negative size'),
+        pytest.param([CHUNKED + b'ffffffffffffffffffff\r\n'], id='chunk of a large size'),
         pytest.param([b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip'], id='invalid gzip'),
+        pytest.param([ZIPPED.replace(b'gzip', b'gzip, gzip') + gzip.compress(gzip.compress(b'{}'))], id='gzip twice'),
         pytest.param([b'HTTP/1.1 200 OK\r\n' + b'X: y\r\n' * 1000 + b'\r\n'], id='a thousand headers'),
         pytest.param([b'HTTP/1.1 200 OK\r\n\r\n' + b'x' * (1024 * 1024 + 1)], id='more than 1 MiB'),
     ],
 )
-def test_a_malformed_response_raises_a_connection_error(serve, pieces):
-    with pytest.raises(ConnectionError):
-        transport.send('GET', serve(*pieces, then_close=True))
+def test_a_malformed_response_raises_a_zendesk_error(serve, pieces):
+    with pytest.raises(ZendeskError):
+        send('GET', serve(*pieces, then_close=True))
 
 
-def test_a_closed_port_raises_a_connection_error():
+def test_a_closed_port_raises_a_zendesk_error():
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
-        with pytest.raises(ConnectionError, match='check the network'):
-            transport.send('GET', f'http://127.0.0.1:{taken.getsockname()[1]}/')
+        with pytest.raises(ZendeskError, match='check the network'):
+            send('GET', f'http://127.0.0.1:{taken.getsockname()[1]}/')
 
 
 def test_a_server_without_tls_raises_an_error_about_certificates(serve):
     address = serve(b'HTTP/1.1 400 Bad Request\r\n\r\n', then_close=True).replace('http://', 'https://')
-    with pytest.raises(ConnectionError, match='REQUESTS_CA_BUNDLE'):
-        transport.send('GET', address)
+    with pytest.raises(ZendeskError, match='REQUESTS_CA_BUNDLE'):
+        send('GET', address)
 
 
 def test_a_certificate_from_an_unknown_authority_is_rejected(serve, tls):
-    with pytest.raises(ConnectionError, match='certificate is not trusted'):
-        transport.send('GET', serve(NO_CONTENT, tls=tls))
+    with pytest.raises(ZendeskError, match='certificate is not trusted'):
+        send('GET', serve(NO_CONTENT, tls=tls))
 
 
 def test_a_certificate_from_a_trusted_authority_is_accepted(serve, tls, trusted):
-    assert transport.send('GET', serve(NO_CONTENT, tls=tls)).status_code == 204
+    assert send('GET', serve(NO_CONTENT, tls=tls)).status_code == 204
 
 
-def test_a_missing_ca_bundle_raises_a_connection_error(monkeypatch):
+def test_a_missing_ca_bundle_raises_a_zendesk_error(monkeypatch):
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/no/such/file')
-    with pytest.raises(ConnectionError):
-        transport.send('GET', 'https://localhost:1/')
+    with pytest.raises(ZendeskError):
+        send('GET', 'https://localhost:1/')
 
 
 def test_malformed_headers_are_not_logged(serve, capfd, caplog):
     with caplog.at_level(logging.DEBUG):
-        transport.send('GET', serve(b'HTTP/1.1 200 OK\r\nX: y\r\ncanary-token\r\n\r\n', then_close=True))
+        send('GET', serve(b'HTTP/1.1 200 OK\r\nX: y\r\ncanary-token\r\n\r\n', then_close=True))
     assert 'canary' not in caplog.text + ''.join(capfd.readouterr())
 
 
-# --- Kept connections --- #
+# --- Persistent connections --- #
 
 OK = b'HTTP/1.1 200 OK\r\nSet-Cookie: canary=1; Path=/\r\nContent-Length: 2\r\n\r\n{}'
 
@@ -286,6 +350,14 @@ def keep_alive_server(tls: ssl.SSLContext | None = None) -> Iterator[KeepAliveSe
 
 
 @pytest.fixture
+def monotonic_clock(monkeypatch) -> SimpleNamespace:
+    """A clock that moves only when the test advances it."""
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr(time, 'monotonic', lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
 def server() -> Iterator[KeepAliveServer]:
     with keep_alive_server() as server:
         yield server
@@ -302,24 +374,24 @@ def either_server(request) -> KeepAliveServer:
     return request.getfixturevalue(request.param)
 
 
-def test_get_requests_share_a_connection(either_server):
-    for _ in range(5):
-        assert transport.send('GET', either_server.address).content == b'{}'
-    assert either_server.request_counts == [5]
+def test_all_requests_share_a_connection(either_server):
+    for method in ('GET', 'POST', 'GET', 'DELETE', 'POST', 'GET'):
+        assert send(method, either_server.address, form={'grant': 'x'}).content == b'{}'
+    assert either_server.request_counts == [6]
 
 
 def test_threads_never_share_a_connection_at_the_same_time(server):
-    transport.send('GET', server.address)
+    send('GET', server.address)
     with ThreadPoolExecutor(8) as pool:
-        responses = pool.map(lambda _: transport.send('GET', server.address).content, range(200))
+        responses = pool.map(lambda _: send('GET', server.address).content, range(200))
         assert list(responses) == [b'{}'] * 200
     assert len(server.request_counts) <= 8
     assert sum(server.request_counts) == 201
 
 
 def test_no_header_or_cookie_is_sent_with_the_next_request(server):
-    transport.send('GET', server.address, headers={'Authorization': 'Bearer canary'})
-    transport.send('GET', server.address)
+    send('GET', server.address, headers={'Authorization': 'Bearer canary'})
+    send('GET', server.address)
     [[first, second]] = server.connections
     assert 'Authorization: Bearer canary\r\n' in first
     assert 'canary' not in second
@@ -328,132 +400,263 @@ def test_no_header_or_cookie_is_sent_with_the_next_request(server):
 def test_no_password_from_netrc_is_sent(server, monkeypatch, tmp_path):
     (tmp_path / 'netrc').write_text('machine localhost login canary-login password canary-password\n')
     monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
-    transport.send('GET', server.address)
+    send('GET', server.address)
     assert 'Authorization' not in server.connections[0][0]
 
 
-def test_data_is_sent_as_a_form(server):
-    transport.send('POST', server.address, data={'scope': 'a b', 'grant': 'x'})
+def test_the_form_is_sent_in_the_body(server):
+    send('POST', server.address, form={'scope': 'a b', 'grant': 'x'})
     [[request]] = server.connections
     assert '\r\nContent-Type: application/x-www-form-urlencoded\r\n' in request
+    assert '\r\nAccept-Encoding: gzip, ' in request
     assert request.endswith('\r\n\r\nscope=a+b&grant=x')
 
 
-def test_a_get_succeeds_after_the_server_closes_a_kept_connection(server):
+def test_a_get_succeeds_after_the_server_closes_a_persistent_connection(server):
     server.closes_after = 1
     for _ in range(3):
-        assert transport.send('GET', server.address).status_code == 200
+        assert send('GET', server.address).status_code == 200
         time.sleep(0.02)
     assert server.request_counts == [1, 1, 1]
 
 
-def test_a_get_is_resent_once_if_a_kept_connection_breaks(server):
-    transport.send('GET', server.address)
+def test_a_get_is_resent_once_if_a_persistent_connection_breaks(server):
+    send('GET', server.address)
     server.closes_on = lambda requests: len(requests) == 2
-    assert transport.send('GET', server.address).status_code == 200
+    assert send('GET', server.address).status_code == 200
     assert server.request_counts == [2, 1]
     server.closes_on = lambda requests: True
-    with pytest.raises(ConnectionError, match='connection failed'):
-        transport.send('GET', server.address)
-    assert sum(server.request_counts) <= 5
+    with pytest.raises(ZendeskError, match='connection failed'):
+        send('GET', server.address)
+    assert server.request_counts == [2, 2, 1]
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_requests_succeed_if_the_server_announces_each_close(server, method):
+    server.response = OK.replace(b'\r\n', b'\r\nConnection: close\r\n', 1)
+    server.closes_after = 1
+    for _ in range(3):
+        assert send(method, server.address, form={'grant': 'x'}).content == b'{}'
+    assert server.request_counts == [1, 1, 1]
 
 
 def test_a_get_is_not_resent_if_a_new_connection_breaks(server):
     server.closes_on = lambda requests: True
-    with pytest.raises(ConnectionError, match='connection failed'):
-        transport.send('GET', server.address)
+    with pytest.raises(ZendeskError, match='connection failed'):
+        send('GET', server.address)
     assert server.request_counts == [1]
 
 
-def test_a_post_uses_a_new_connection_and_is_never_resent(server):
-    for method in ('GET', 'POST', 'DELETE'):
-        transport.send(method, server.address, data={'grant': 'x'})
-    assert server.request_counts == [1, 1, 1]
+def test_the_second_attempt_of_a_get_uses_a_new_connection(server):
+    ready = threading.Barrier(2)
+    server.closes_on = lambda requests: ready.wait() and False  # both wait, so neither reuses the other's connection
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: send('GET', server.address), range(2)))
+    assert server.request_counts == [1, 1]
+    server.closes_on = lambda requests: len(requests) == 2
+    assert send('GET', server.address).content == b'{}'
+    assert sorted(server.request_counts) in ([1, 1, 2], [1, 2])
+
+
+@pytest.mark.parametrize('method', ['POST', 'DELETE'])
+def test_post_and_delete_are_never_resent(server, method):
     server.closes_on = lambda requests: True
-    with pytest.raises(ConnectionError, match='connection failed'):
-        transport.send('POST', server.address, data={'grant': 'x'})
-    assert server.request_counts == [1, 1, 1, 1]
+    with pytest.raises(ZendeskError, match='connection failed'):
+        send(method, server.address, form={'grant': 'x'})
+    assert server.request_counts == [1]
+    server.closes_on = lambda requests: len(requests) == 2
+    send('GET', server.address)
+    with pytest.raises(ZendeskError, match='connection failed'):
+        send(method, server.address, form={'grant': 'x'})
+    assert server.request_counts == [1, 2]
 
 
-def test_a_late_response_is_not_returned_for_the_next_request(server):
-    transport.send('GET', server.address)
+def test_post_and_delete_reuse_a_connection_only_within_two_seconds(server, monotonic_clock):
+    for seconds, method, connections in [
+        (0, 'GET', 1),
+        (1.9, 'POST', 1),
+        (2.1, 'POST', 2),
+        (2.1, 'GET', 2),
+        (2.1, 'DELETE', 3),
+        (1.9, 'DELETE', 3),
+    ]:
+        monotonic_clock.now += seconds
+        send(method, server.address, form={'grant': 'x'})
+        assert len(server.connections) == connections, (seconds, method)
+
+
+def test_post_and_delete_use_new_connections_for_ten_minutes_after_a_failure(server, monotonic_clock):
+    send('GET', server.address)
+    server.closes_on = lambda requests: len(requests) == 2
+    with pytest.raises(ZendeskError):
+        send('POST', server.address, form={'grant': 'x'})
+    server.closes_on = lambda requests: False
+    for seconds, method, connections in [
+        (0, 'POST', 2),
+        (0, 'POST', 3),
+        (0, 'GET', 3),
+        (599, 'GET', 4),  # the connection was idle for too long
+        (0, 'DELETE', 5),
+        (2, 'GET', 5),
+        (0, 'DELETE', 5),  # ten minutes have passed
+    ]:
+        monotonic_clock.now += seconds
+        send(method, server.address, form={'grant': 'x'})
+        assert len(server.connections) == connections, (seconds, method)
+
+
+@pytest.mark.parametrize(
+    'broken',
+    [OK[:-1], b'HTTP/1.1 103 Early Hints\r\n\r\n', b''],
+    ids=['half a response', 'interim response', 'new connection'],
+)
+def test_post_still_reuses_connections_after_other_failures(server, broken):
+    """Only a persistent connection that fails before the response shows that the server closes connections early."""
+    if broken:
+        send('GET', server.address)
+        server.response = broken
+    server.closes_on = lambda requests: not broken
+    with pytest.raises(ZendeskError):
+        send('POST', server.address, form={'grant': 'x'}, timeout=0.3)
+    server.response, server.closes_on = OK, lambda requests: False
+    before = len(server.connections)
+    for _ in range(2):
+        send('POST', server.address, form={'grant': 'x'})
+    assert len(server.connections) == before + 1
+
+
+def test_a_failure_does_not_stop_reuse_for_other_hosts(server):
+    with keep_alive_server() as other:
+        for each in (server, other):
+            send('GET', each.address)
+        server.closes_on = lambda requests: len(requests) == 2
+        with pytest.raises(ZendeskError):
+            send('POST', server.address, form={'grant': 'x'})
+        send('POST', other.address, form={'grant': 'x'})
+        assert other.request_counts == [2]
+
+
+def test_a_connection_is_not_reused_after_a_timeout(server):
+    send('GET', server.address)
     server.response = OK[:-1]
-    with pytest.raises(TimeoutError):
-        transport.send('GET', server.address, timeout=0.1)
+    with pytest.raises(ZendeskTimeout):
+        send('GET', server.address, timeout=0.1)
     server.response = OK
-    assert transport.send('GET', server.address).content == b'{}'
+    assert send('GET', server.address).content == b'{}'
     assert server.request_counts == [2, 1]
 
 
-def test_a_connection_is_not_reused_after_an_unread_response(server):
-    server.response = OK.replace(b': 2\r', b': 9999999\r') + b'x' * 2 * transport.MAX_RESPONSE_SIZE
-    with pytest.raises(ConnectionError, match='larger than'):
-        transport.send('GET', server.address)
+def test_a_connection_is_not_reused_after_a_response_that_is_too_large(server):
+    server.response = OK.replace(b': 2\r', b': 9999999\r') + b'x' * 2 * endpoints.MAX_BYTES
+    with pytest.raises(ZendeskError, match='larger than'):
+        send('GET', server.address)
     server.response = OK
-    assert transport.send('GET', server.address).content == b'{}'
+    assert send('GET', server.address).content == b'{}'
     assert server.request_counts == [1, 1]
 
 
-@pytest.mark.parametrize('interim', [b'100 Continue', b'102 Processing', b'103 Early Hints'])
-def test_an_interim_response_is_skipped(either_server, interim):
+def test_100_continue_is_skipped(either_server):
+    either_server.response = b'HTTP/1.1 100 Continue\r\n\r\n' + OK
+    for _ in range(2):
+        assert send('GET', either_server.address).content == b'{}'
+    assert either_server.request_counts == [2]
+
+
+@pytest.mark.parametrize('interim', [b'101 Switching Protocols', b'102 Processing', b'103 Early Hints'])
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_other_interim_responses_raise_and_close_the_connection(either_server, interim, method):
+    send('GET', either_server.address)
     either_server.response = b'HTTP/1.1 ' + interim + b'\r\nLink: </x>\r\n\r\n' + OK.replace(b'{}', b'[]')
-    assert transport.send('GET', either_server.address).content == b'[]'
+    with pytest.raises(ZendeskError, match='closed early'):
+        send(method, either_server.address, form={'grant': 'x'})
     either_server.response = OK
-    assert transport.send('GET', either_server.address).content == b'{}'
+    assert send('GET', either_server.address).content == b'{}'
+    assert either_server.request_counts == [2, 1]
 
 
-def test_extra_bytes_after_a_response_are_not_the_next_response(either_server):
-    # The response fills one read of 8192 bytes. Over TLS, the extra bytes stay in the buffer of the TLS connection.
-    head = OK.replace(b'Content-Length: 2\r\n\r\n{}', b'Content-Length: 2\r\nX: ')
-    filled = head + b'x' * (8192 - len(head) - 6) + b'\r\n\r\n{}'
-    either_server.response = filled + OK.replace(b'{}', b'[]')
-    assert transport.send('GET', either_server.address).content == b'{}'
+# The response fills one read of 8192 bytes. Over TLS, the extra bytes stay in the buffer of the TLS connection.
+UNFINISHED_HEAD = OK.replace(b'Content-Length: 2\r\n\r\n{}', b'Content-Length: 2\r\nX: ')
+OK_AND_EXTRA_BYTES = UNFINISHED_HEAD.ljust(8192 - 6, b'x') + b'\r\n\r\n{}' + OK.replace(b'{}', b'[]')
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_extra_bytes_after_a_response_are_not_the_next_response(either_server, method):
+    either_server.response = OK_AND_EXTRA_BYTES
+    assert send('GET', either_server.address).content == b'{}'
     either_server.response = OK
     time.sleep(0.02)
-    assert transport.send('GET', either_server.address).content == b'{}'
+    assert send(method, either_server.address, form={'grant': 'x'}).content == b'{}'
     assert either_server.request_counts == [1, 1]
 
 
-def test_a_connection_is_not_reused_after_30_idle_seconds(server, monkeypatch):
-    began = now = time.monotonic()
-    monkeypatch.setattr(time, 'monotonic', lambda: now)
-    for seconds, connections in ((0, 1), (29, 1), (58, 1), (88, 2)):
-        now = began + seconds
-        transport.send('GET', server.address)
+UNCLEAR = [
+    (b'200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: identity\r\n\r\n{}', b'{}'),
+    (b'200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n', b'{}'),
+    (b'204 No Content\r\nContent-Length: 2\r\n\r\n', b''),
+]
+CLEAR = [
+    (b'200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n', b'{}'),
+    (b'204 No Content\r\nContent-Length: 0\r\n\r\n', b''),
+    (b'204 No Content\r\n\r\n', b''),
+]
+
+
+@pytest.mark.parametrize(
+    ('response', 'content', 'connections'),
+    [*((*each, 2) for each in UNCLEAR), *((*each, 1) for each in CLEAR)],
+)
+def test_a_connection_is_reused_only_if_the_end_of_the_response_is_clear(
+    server, monotonic_clock, response, content, connections
+):
+    monotonic_clock.now = 1  # the machine has just started
+    server.response = b'HTTP/1.1 ' + response
+    for _ in range(2):
+        assert send('DELETE', server.address, form={'grant': 'x'}).content == content
+    assert len(server.connections) == connections
+
+
+def test_a_connection_is_not_reused_after_30_idle_seconds(server, monotonic_clock):
+    for seconds, connections in ((0, 1), (29, 1), (29, 1), (31, 2)):
+        monotonic_clock.now += seconds
+        send('GET', server.address)
         assert len(server.request_counts) == connections
 
 
-def test_both_attempts_of_a_get_share_one_timeout(server, monkeypatch):
-    transport.send('GET', server.address)
-    totals, real_send = [], requests.adapters.HTTPAdapter.send
-    now = time.monotonic()
+def test_both_attempts_of_a_get_share_one_timeout(server, monotonic_clock):
+    send('GET', server.address)
 
-    def send(self, request, **kwargs):
-        nonlocal now
-        totals.append(kwargs['timeout'].total)
-        now += 5
-        return real_send(self, request, **kwargs)
+    def close_after_15_seconds(requests: list[str]) -> bool:
+        monotonic_clock.now += 15
+        return True
 
-    server.closes_on = lambda requests: len(requests) == 2
-    monkeypatch.setattr(time, 'monotonic', lambda: now)
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', send)
-    transport.send('GET', server.address)
-    assert totals == pytest.approx([14, 9])
+    server.closes_on = close_after_15_seconds
+    with pytest.raises(ZendeskTimeout):
+        send('GET', server.address)
+    assert server.request_counts == [2]
 
 
 def test_each_process_has_its_own_connections(server, monkeypatch):
     parent, child = os.getpid(), os.getpid() + 1
     for process_id in (parent, child, parent, child):
         monkeypatch.setattr(os, 'getpid', lambda process_id=process_id: process_id)
-        transport.send('GET', server.address)
+        send('GET', server.address)
     assert server.request_counts == [2, 2]
 
 
-def test_the_ca_bundle_is_read_once(tls_server, tmp_path):
-    transport.send('POST', tls_server.address, data={'grant': 'x'})
+def test_the_ca_bundle_is_read_once(tls_server, tls, tmp_path):
+    tls_server.closes_after = 1
+    send('GET', tls_server.address)
     (tmp_path / 'authority.pem').unlink()
-    transport.send('POST', tls_server.address, data={'grant': 'x'})
+    send('GET', tls_server.address)
     assert tls_server.request_counts == [1, 1]
+    with keep_alive_server(tls) as another:
+        send('GET', another.address)
+
+
+def test_only_the_ca_bundle_is_trusted(tls_server, tmp_path):
+    send('GET', tls_server.address)
+    context = transport._tls_context(str(tmp_path / 'authority.pem'))
+    assert context.cert_store_stats()['x509_ca'] == 1
 
 
 def test_the_ca_bundle_can_be_a_folder(tls, authority, monkeypatch, tmp_path):
@@ -466,7 +669,7 @@ def test_the_ca_bundle_can_be_a_folder(tls, authority, monkeypatch, tmp_path):
     authority.cert_pem.write_to_path(str(tmp_path / f'{name:08x}.0'))
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path))
     with keep_alive_server(tls) as server:
-        assert transport.send('GET', server.address).status_code == 200
+        assert send('GET', server.address).status_code == 200
 
 
 # --- Proxies --- #
@@ -475,7 +678,7 @@ def test_the_ca_bundle_can_be_a_folder(tls, authority, monkeypatch, tmp_path):
 def test_no_proxy_is_used_for_localhost(server, monkeypatch):
     monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:1')
     monkeypatch.setenv('NO_PROXY', '')
-    assert transport.send('GET', server.address).status_code == 200
+    assert send('GET', server.address).status_code == 200
 
 
 def test_a_request_does_not_change_the_environment(server, monkeypatch):
@@ -486,19 +689,27 @@ def test_a_request_does_not_change_the_environment(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(type(os.environ), '__setitem__', forbid)
-        assert transport.send('GET', server.address).status_code == 200
+        assert send('GET', server.address).status_code == 200
 
 
-def test_the_proxy_of_the_environment_is_used_for_other_hosts(monkeypatch):
-    monkeypatch.setenv('HTTPS_PROXY', 'http://127.0.0.1:1')
+@pytest.mark.parametrize('address', ['http://127.0.0.1:1', '127.0.0.1:1'])
+def test_the_proxy_of_the_environment_is_used_for_other_hosts(monkeypatch, address):
+    monkeypatch.setenv('HTTPS_PROXY', address)
     monkeypatch.setenv('NO_PROXY', '')
-    with pytest.raises(ConnectionError, match='HTTPS_PROXY'):
-        transport.send('GET', 'https://zendesk.example/')
+    with pytest.raises(ZendeskError, match='HTTPS_PROXY'):
+        send('GET', 'https://zendesk.example/')
+
+
+def test_a_proxy_receives_the_whole_address_of_an_http_request(server, monkeypatch):
+    monkeypatch.setenv('HTTP_PROXY', server.address)
+    monkeypatch.setenv('NO_PROXY', '')
+    send('GET', 'http://zendesk.example/')
+    assert server.connections[0][0].startswith('GET http://zendesk.example/ HTTP/1.1\r\n')
 
 
 @pytest.fixture
-def tunnel(tls, request, monkeypatch) -> Iterator[None]:
-    """A proxy, with or without TLS, that connects every request to this machine."""
+def tunnel(tls, request, monkeypatch) -> Iterator[str]:
+    """A proxy, with or without TLS, that connects every request to this machine. Its value is the scheme."""
 
     def pass_on(source, target) -> None:
         with contextlib.suppress(OSError):
@@ -519,7 +730,34 @@ def tunnel(tls, request, monkeypatch) -> Iterator[None]:
     with serving(talk) as port:
         monkeypatch.setenv('HTTPS_PROXY', f'{request.param}://localhost:{port}')
         monkeypatch.setenv('NO_PROXY', '')
-        yield
+        yield request.param
+
+
+@pytest.fixture
+def distant_server(authority, trusted) -> Iterator[KeepAliveServer]:
+    """A server named zendesk.example, which only the tunnel can reach."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('zendesk.example').configure_cert(context)
+    with keep_alive_server(context) as server:
+        server.address = server.address.replace('localhost', 'zendesk.example')
+        yield server
+
+
+@pytest.mark.parametrize('tunnel', ['http', 'https'], indirect=True)
+def test_extra_bytes_through_a_proxy_are_not_the_next_response(tunnel, distant_server):
+    distant_server.response = OK_AND_EXTRA_BYTES
+    assert send('GET', distant_server.address).content == b'{}'
+    distant_server.response = OK
+    time.sleep(0.02)
+    assert send('GET', distant_server.address).content == b'{}'
+    assert distant_server.request_counts == [1, 1]
+
+
+@pytest.mark.parametrize('tunnel', ['http'], indirect=True)
+def test_requests_through_a_proxy_share_a_connection(tunnel, distant_server):
+    for method in ('GET', 'POST', 'GET'):
+        assert send(method, distant_server.address, form={'grant': 'x'}).content == b'{}'
+    assert distant_server.request_counts == [3]
 
 
 @pytest.mark.parametrize('tunnel', ['http', 'https'], indirect=True)
@@ -531,9 +769,9 @@ def test_certificates_are_verified_through_a_proxy(tunnel, authority, trusted, n
         address = server.address.replace('localhost', 'zendesk.example')
         if valid:
             for _ in range(2):
-                assert transport.send('GET', address).content == b'{}'
-            assert server.request_counts == [2]
+                assert send('GET', address).content == b'{}'
+            assert server.request_counts == ([2] if tunnel == 'http' else [1, 1])  # no reuse with TLS to the proxy
         else:
-            with pytest.raises(ConnectionError, match='certificate is not trusted'):
-                transport.send('GET', address)
+            with pytest.raises(ZendeskError, match='certificate is not trusted'):
+                send('GET', address)
             assert server.request_counts in ([], [0])

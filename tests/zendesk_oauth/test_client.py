@@ -21,7 +21,7 @@ from helpers import (
     requests_to,
 )
 
-from zendesk_oauth import JsonFileStore, transport
+from zendesk_oauth import JsonFileStore, endpoints
 from zendesk_oauth.errors import InvalidGrant, LockTimeout, StoreError
 
 REFRESH = form(
@@ -291,13 +291,13 @@ def test_revoke_tokens_sends_nothing_if_there_are_no_tokens(oauth, zendesk, best
 def test_best_effort_sends_one_request_with_a_three_second_timeout(
     oauth, zendesk, package_log, monkeypatch, response, revoked
 ):
-    timeouts, send = [], transport.send
+    timeouts, send = [], endpoints.send
 
     def record_timeout(*args, timeout, **kwargs):
         timeouts.append(timeout)
         return send(*args, timeout=timeout, **kwargs)
 
-    monkeypatch.setattr(transport, 'send', record_timeout)
+    monkeypatch.setattr(endpoints, 'send', record_timeout)
     zendesk.delete(REVOKE, match=[bearer('old-access')], **response)
     assert oauth.revoke_tokens(OLD, best_effort=True) is revoked
     log = [text for _, text in log_of(package_log)]
