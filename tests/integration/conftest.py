@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Iterator
 
 import pytest
-from faulty_proxy import FaultyProxy, faulty_proxy_to
+from faulty_proxy import FaultyProxy, KeepAliveProxy, proxy_to
 from postgresql import Postgresql, close_connections, programs
 from servers import Processes, port_of
 
@@ -48,7 +48,15 @@ def variables(processes) -> dict[str, str]:
 @pytest.fixture
 def faulty_proxy(variables) -> Iterator[FaultyProxy]:
     """A proxy between the app and the practice Zendesk. Request it before the fixture that starts the app."""
-    with faulty_proxy_to(variables['ZENDESK_BASE_URL']) as proxy:
+    with proxy_to(variables['ZENDESK_BASE_URL'], FaultyProxy) as proxy:
+        variables['ZENDESK_BASE_URL'] = proxy.address
+        yield proxy
+
+
+@pytest.fixture
+def keep_alive_proxy(variables) -> Iterator[KeepAliveProxy]:
+    """A proxy that keeps the app's connections open. Request it before the fixture that starts the app."""
+    with proxy_to(variables['ZENDESK_BASE_URL'], KeepAliveProxy) as proxy:
         variables['ZENDESK_BASE_URL'] = proxy.address
         yield proxy
 

@@ -1,4 +1,4 @@
-"""A TCP proxy between the app and the practice Zendesk that damages responses."""
+"""TCP proxies between the app and the practice Zendesk: one damages responses, one keeps connections open."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from servers import serving
+
+Proxy = TypeVar('Proxy', 'FaultyProxy', 'KeepAliveProxy')
 
 KINDS = {b'GET /api/v2/users/me': 'profile', b'DELETE /api/v2/oauth/tokens/current': 'revoke'}
 
@@ -39,11 +42,7 @@ class FaultyProxy:
             head, body = read_request(connection)
             # Take the damage before forwarding: a test may set the next damage once Zendesk has the request.
             damage = self.take_damage(kind_of(head, body))
-            upstream = urlsplit(self.upstream)
-            with socket.create_connection((upstream.hostname, upstream.port), timeout=120) as zendesk:
-                zendesk.sendall(head + body)
-                response = b''.join(iter(lambda: zendesk.recv(65536), b''))
-            send(connection, response, **damage)
+            send(connection, response_of(self.upstream, head + body), **damage)
 
     def take_damage(self, kind: str | None) -> dict:
         for call, damage in self.pending:
@@ -53,13 +52,47 @@ class FaultyProxy:
         return {}
 
 
+@dataclass
+class KeepAliveProxy:
+    """Forward requests to `upstream`. Keep connections open, and record the app's requests on each connection."""
+
+    upstream: str
+    address: str = ''
+    closes_after_401: bool = False  # when the next request arrives
+    connections: list[list[str]] = field(default_factory=list)
+
+    def forward(self, connection: socket.socket) -> None:
+        kinds: list[str] = []
+        response = b''
+        with contextlib.suppress(OSError), connection:  # the client may disconnect
+            while True:
+                head, body = read_request(connection)
+                kind = kind_of(head, body)
+                if kind is not None:
+                    if not kinds:
+                        self.connections.append(kinds)
+                    kinds.append(kind)
+                if self.closes_after_401 and response.startswith(b'HTTP/1.1 401 '):
+                    return
+                response = response_of(self.upstream, head + body)
+                connection.sendall(response.replace(b'\r\nConnection: close\r\n', b'\r\n'))
+
+
 @contextlib.contextmanager
-def faulty_proxy_to(upstream: str) -> Iterator[FaultyProxy]:
+def proxy_to(upstream: str, proxy_class: type[Proxy]) -> Iterator[Proxy]:
     """Run a proxy on a free port of the loopback interface."""
-    proxy = FaultyProxy(upstream)
+    proxy = proxy_class(upstream)
     with serving(proxy.forward) as port:
         proxy.address = f'http://127.0.0.1:{port}'
         yield proxy
+
+
+def response_of(upstream: str, request: bytes) -> bytes:
+    """Return the response to one request. The practice Zendesk closes the connection after each response."""
+    address = urlsplit(upstream)
+    with socket.create_connection((address.hostname, address.port), timeout=120) as zendesk:
+        zendesk.sendall(request)
+        return b''.join(iter(lambda: zendesk.recv(65536), b''))
 
 
 def read_request(connection: socket.socket) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from faulty_proxy import faulty_proxy_to
+from faulty_proxy import FaultyProxy, proxy_to
 from servers import serving
 
 RESPONSE = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\n0123456789'
@@ -27,7 +27,7 @@ def proxy():
             connection.recv(65536)
             connection.sendall(RESPONSE)
 
-    with serving(respond) as port, faulty_proxy_to(f'http://127.0.0.1:{port}') as proxy:
+    with serving(respond) as port, proxy_to(f'http://127.0.0.1:{port}', FaultyProxy) as proxy:
         yield proxy
 
 

@@ -58,7 +58,11 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_sixty_concurrent_requests_with_an_expired_token_make_one_refresh(processes, gunicorn_home, figure):
+@pytest.mark.parametrize('connections', ['new', 'persistent'])
+def test_sixty_concurrent_requests_with_an_expired_token_make_one_refresh(processes, connections, figure, request):
+    if connections == 'persistent':  # the proxy must start before the app
+        request.getfixturevalue('keep_alive_proxy')
+    gunicorn_home = request.getfixturevalue('gunicorn_home')
     browser = HttpBrowser(gunicorn_home)
     browser.grant()
     counted = []
@@ -69,7 +73,10 @@ def test_sixty_concurrent_requests_with_an_expired_token_make_one_refresh(proces
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
         counted.append(processes.refreshes() - before)
-    figure(f'60 concurrent requests with an expired token, 4 processes, 5 times: refresh requests {counted}')
+    figure(
+        f'60 concurrent requests with an expired token, 4 processes, {connections} connections, 5 times: refresh '
+        f'requests {counted}'
+    )
     assert counted == [1] * 5
 
 

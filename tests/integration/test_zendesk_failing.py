@@ -174,6 +174,32 @@ def test_a_profile_fault_shows_an_error_page_and_keeps_the_grant(processes, home
     assert browser.greeting == f'👋 Hi, {AGENT}!'
 
 
+def test_grant_profile_and_refresh_share_one_connection(processes, keep_alive_proxy, home):
+    browser = HttpBrowser(home)
+    browser.grant()
+    browser.visit(f'{home}profile')
+    processes.expire_access_tokens()
+    browser.visit(f'{home}profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
+    assert keep_alive_proxy.connections == [['exchange', 'profile', 'profile', 'refresh', 'profile']]
+
+
+def test_the_second_visit_refreshes_if_the_connection_breaks_after_a_401(processes, keep_alive_proxy, home):
+    browser = HttpBrowser(home)
+    browser.grant()
+    processes.expire_access_tokens()
+    keep_alive_proxy.closes_after_401 = True
+
+    browser.visit(f'{home}profile')
+    assert (browser.status, 'Try again in a moment' in browser.text) == (502, True)
+    assert processes.refreshes() == 0
+    assert sum(kinds.count('refresh') for kinds in keep_alive_proxy.connections) == 1  # sent once
+
+    browser.visit(f'{home}profile')
+    assert browser.greeting == f'👋 Hi, {AGENT}!'
+    assert processes.refreshes() == 1
+
+
 def test_the_app_does_not_follow_a_redirect_from_zendesk(processes, faulty_proxy, home):
     with listening() as trap:
         address = f'http://127.0.0.1:{trap.getsockname()[1]}/'
