@@ -88,7 +88,7 @@ class StandIn:
     """The running stand-in for Zendesk. A server needs `variables` in its environment to use it."""
 
     def __init__(self, processes: Processes, folder: Path, all_authorities: bool) -> None:
-        port = free_port()
+        self.port = port = free_port()
         self.process = processes.start(folder, port, str(HERE / 'zendesk_stand_in.py'), str(port), str(folder))
         ca_file = folder / CA_FILE
         if all_authorities:
@@ -142,6 +142,12 @@ class Bench:
     def start_stand_in(self, all_authorities: bool) -> None:
         self.stand_in = StandIn(self.processes, self.folder / 'zendesk', all_authorities)
 
+    def start_distant_zendesk(self, round_trip: float) -> tuple[subprocess.Popen[bytes], int]:
+        """Start a proxy to the stand-in with this round-trip time, in seconds. Return its process and its port."""
+        port = free_port()
+        command = [str(HERE / 'distant_zendesk.py'), str(port), str(self.stand_in.port), str(round_trip)]
+        return self.processes.start(self.folder / 'zendesk', port, *command), port
+
     def start_baseline(self) -> Server:
         return self._start('baseline', 'baseline', 'baseline:app', ACCESS_TOKEN=secrets.token_hex(TOKEN_LENGTH // 2))
 
@@ -151,8 +157,8 @@ class Bench:
             "Flask alone, with the baseline's request", 'baseline', 'flask_alone:app', ACCESS_TOKEN=token
         )
 
-    def start_article_code(self) -> Server:
-        return self._start("the article's code", 'article', 'article_code:app')
+    def start_article_code(self, **variables: str) -> Server:
+        return self._start("the article's code", 'article', 'article_code:app', **variables)
 
     def start_app(self, name: str = 'this app', **variables: str) -> Server:
         return self._start(name, 'app', 'app:app', 'zendesk_oauth_{port}_session', **variables)
@@ -177,8 +183,7 @@ class Bench:
             self.folder / folder,
             port,
             *('-m', 'gunicorn', '-w', '1', '--threads', str(THREADS), '-b', f'127.0.0.1:{port}', app),
-            **self.settings(port),
-            **variables,
+            **{**self.settings(port), **variables},
         )
         wait_until(lambda: bool(children(process.pid)))
         [worker] = children(process.pid)

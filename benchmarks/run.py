@@ -1,5 +1,6 @@
 """
-Benchmark the profile page against a minimal app (the baseline), the article's code, and growing numbers of users.
+Benchmark the app against a minimal app (the baseline) and the article's code, with a distant and a nearby Zendesk,
+and with growing numbers of users.
 
     .venv/bin/pip install -r benchmarks/requirements.txt && .venv/bin/python benchmarks/run.py
 
@@ -7,8 +8,9 @@ It needs Linux and PostgreSQL (on Debian, apt install postgresql), and starts a 
 
 It prints Markdown tables. Short rounds alternate between the servers, so other load on the machine affects all of
 them equally. Each server is gunicorn with one worker and eight threads. It calls a stand-in for Zendesk on this machine
-over TLS, so the results include the CPU time of the request but no network latency. The benchmark fails if a page has
-the wrong content or causes the wrong number of requests to Zendesk.
+over TLS, so the results include the CPU time of the request but no network latency. The first table is the exception: a
+proxy adds 80 ms to each round trip. The benchmark fails if a page has the wrong content or causes the wrong number of
+requests to Zendesk.
 
 By default, the servers trust only the CA of the stand-in. With the real Zendesk, a server trusts about 140 CAs, and
 requests parses all their certificates for each new connection. --all-authorities includes that cost.
@@ -32,6 +34,7 @@ from statistics import median
 from typing import NamedTuple
 
 from processes import EXPIRING_USER_ID, USER_IDS, Bench, Server, cpu_seconds, fill_database, new_bench, write_users
+from round_trips import MINIMUM, ROUND_TRIP, measure_round_trips
 from zendesk_stand_in import NAME
 
 from postgresql import Postgresql  # isort: skip - importing processes extends sys.path
@@ -49,10 +52,22 @@ class Plan(NamedTuple):
     passes: int  # through these numbers
     growth: float  # time for each kind of page with each number of users
     at_least: int  # pages of each kind, even if they take longer than `growth`
+    distant: int  # pages of each kind with a distant Zendesk
 
 
-FULL = Plan(rounds=7, concurrent=3, single=1, stored_users=(10, 1_000, 10_000, 100_000), passes=2, growth=2, at_least=5)
-QUICK = Plan(rounds=3, concurrent=1, single=0.4, stored_users=(10, 1_000, 10_000), passes=1, growth=0.5, at_least=3)
+FULL = Plan(
+    rounds=7,
+    concurrent=3,
+    single=1,
+    stored_users=(10, 1_000, 10_000, 100_000),
+    passes=2,
+    growth=2,
+    at_least=5,
+    distant=15,
+)
+QUICK = Plan(
+    rounds=3, concurrent=1, single=0.4, stored_users=(10, 1_000, 10_000), passes=1, growth=0.5, at_least=3, distant=5
+)
 
 
 class Measurement(NamedTuple):
@@ -82,6 +97,7 @@ def main(plan: Plan, all_authorities: bool) -> None:
         print(f'{system_info()}\n')
         for name in ('article', 'app'):
             write_users(bench.folder / name, 10)
+        print(round_trips(bench, plan), end='\n\n', flush=True)
         servers = [
             bench.start_baseline(),
             bench.start_article_code(),
@@ -124,6 +140,25 @@ def postgresql() -> Iterator[str]:
         yield server.url
     finally:
         server.remove()
+
+
+# --- Round trips --- #
+
+
+def round_trips(bench: Bench, plan: Plan) -> str:
+    times = [
+        measure_round_trips(bench, start, plan.distant)
+        for start in (partial(bench.start_app, 'this app'), bench.start_article_code)
+    ]
+    return table(
+        [
+            f'median of {plan.distant} pages, in round trips of {1000 * ROUND_TRIP:.0f} ms',
+            'this app',
+            "the article's code",
+            'minimum',
+        ],
+        [[page, *(f'{median(each[page]):.1f}' for each in times), str(minimum)] for page, minimum in MINIMUM.items()],
+    )
 
 
 # --- Comparison --- #

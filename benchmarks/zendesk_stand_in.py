@@ -7,7 +7,7 @@ It serves HTTPS on localhost and writes its CA certificate to FOLDER. One thread
 what it needs. With asyncio, a response would cost 50% more CPU time.
 
 An access token that starts with `once-` expires after one request. A refresh token that starts with `once-` returns new
-tokens that also start with `once-`. Every refresh token is valid once.
+tokens that also start with `once-`. Each refresh token and each authorization code is valid once.
 
 GET /counts returns the numbers of `gets`, `posts` and `connections` so far.
 """
@@ -114,8 +114,9 @@ def respond(head: bytes, body: bytes) -> bytes:
         return PROFILE if token and not is_used(token, single_use=token.startswith(ONCE)) else EXPIRED
     if head.startswith(b'POST /oauth/tokens '):
         counts['posts'] += 1
-        refresh_token = parse_qs(body.decode()).get('refresh_token', [''])[0]
-        return INVALID_GRANT if not refresh_token or is_used(refresh_token) else new_tokens(refresh_token)
+        form = parse_qs(body.decode())
+        [credential] = form.get('refresh_token') or form.get('code') or ['']
+        return INVALID_GRANT if not credential or is_used(credential) else new_tokens(credential)
     return json_response('200 OK', counts) if head.startswith(b'GET /counts ') else NOT_FOUND
 
 
@@ -129,8 +130,8 @@ def is_used(token: str, single_use: bool = True) -> bool:
     return False
 
 
-def new_tokens(refresh_token: str) -> bytes:
-    prefix = ONCE if refresh_token.startswith(ONCE) else ''
+def new_tokens(credential: str) -> bytes:
+    prefix = ONCE if credential.startswith(ONCE) else ''
     access_token, refresh_token = ((prefix + secrets.token_hex(TOKEN_LENGTH // 2))[:TOKEN_LENGTH] for _ in range(2))
     return json_response(
         '200 OK',
