@@ -13,6 +13,8 @@ import requests
 from processes import EXPIRING_USER_ID, Bench, Server
 from zendesk_stand_in import NAME
 
+from servers import HttpBrowser  # isort: skip - importing processes extends sys.path
+
 ROUND_TRIP = 0.08  # seconds
 
 WARM = 'profile'
@@ -45,7 +47,7 @@ def measure_round_trips(bench: Bench, start: Callable[..., Server], samples: int
             raise RuntimeError(f'{server.name}, {page}: {response.status_code}, {counted}, {response.text}')
 
     for _ in range(samples):
-        browser = requests.Session()
+        browser = HttpBrowser(home).http
         authorization = browser.get(f'{home}/zendesk/auth', allow_redirects=False).headers['Location']
         [state] = parse_qs(urlsplit(authorization).query).get('state', [''])
         proxy.send_signal(signal.SIGUSR1)  # closes the connections of the previous sample
@@ -54,7 +56,7 @@ def measure_round_trips(bench: Bench, start: Callable[..., Server], samples: int
         request(browser, FIRST, '/profile', 1, 0)
         request(browser, WARM, '/profile', 1, 0)
 
-    browser = requests.Session()
+    browser = HttpBrowser(home).http
     browser.headers['Cookie'] = server.cookie(EXPIRING_USER_ID)
     browser.get(f'{home}/profile')  # the first access token expires after this request
     for _ in range(samples):
