@@ -33,6 +33,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 CALLS = {
     'any': 'request',
     'profile': 'profile request',
+    'tickets': 'ticket request',
     'refresh': 'refresh',
     'exchange': 'code exchange',
     'revoke': 'revocation',

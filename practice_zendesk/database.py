@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from practice_zendesk.clients import CLIENT_ID
+
 DATABASE = 'practice_zendesk.db'
 
 PEOPLE: tuple[dict[str, Any], ...] = (
@@ -18,12 +20,14 @@ PEOPLE: tuple[dict[str, Any], ...] = (
 )
 USERS = {user['id']: user for user in PEOPLE}
 
+# `client_id` is last, where `ALTER TABLE` adds it to the tables of an earlier version.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS codes (
-    code TEXT PRIMARY KEY, user_id INTEGER, redirect_uri TEXT, scope TEXT, code_challenge TEXT, expires_at REAL);
+    code TEXT PRIMARY KEY, user_id INTEGER, redirect_uri TEXT, scope TEXT, code_challenge TEXT, expires_at REAL,
+    client_id TEXT);
 CREATE TABLE IF NOT EXISTS tokens (
     access_token TEXT PRIMARY KEY, refresh_token TEXT UNIQUE, user_id INTEGER, scope TEXT,
-    access_expires_at REAL, refresh_expires_at REAL);
+    access_expires_at REAL, refresh_expires_at REAL, client_id TEXT);
 CREATE TABLE IF NOT EXISTS names (user_id INTEGER PRIMARY KEY, name TEXT);
 """
 
@@ -37,6 +41,7 @@ def database() -> Iterator[sqlite3.Connection]:
     try:
         connection.executescript(SCHEMA)
         connection.execute('BEGIN IMMEDIATE')
+        _add_client_ids(connection)
         now = time.time()
         connection.execute('DELETE FROM codes WHERE expires_at <= ?', (now,))
         connection.execute('DELETE FROM tokens WHERE refresh_expires_at <= ?', (now,))
@@ -44,6 +49,16 @@ def database() -> Iterator[sqlite3.Connection]:
         connection.execute('COMMIT')
     finally:
         connection.close()  # rolls back an uncommitted transaction
+
+
+def _add_client_ids(db: sqlite3.Connection) -> None:
+    """Add the column `client_id` to the tables of an earlier version, which had only the main client."""
+    if any(column['name'] == 'client_id' for column in db.execute('PRAGMA table_info(tokens)')):
+        return
+    db.execute('ALTER TABLE codes ADD COLUMN client_id TEXT')
+    db.execute('ALTER TABLE tokens ADD COLUMN client_id TEXT')
+    db.execute('UPDATE codes SET client_id = ?', (CLIENT_ID,))
+    db.execute('UPDATE tokens SET client_id = ?', (CLIENT_ID,))
 
 
 def users(db: sqlite3.Connection) -> dict[int, dict[str, Any]]:

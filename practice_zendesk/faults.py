@@ -19,8 +19,13 @@ from flask import Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
-CALLS = ('any', 'exchange', 'refresh', 'profile', 'revoke')
-PATHS = {'/api/v2/users/me': 'profile', '/api/v2/oauth/tokens/current': 'revoke'}
+CALLS = ('any', 'exchange', 'refresh', 'profile', 'tickets', 'revoke')
+PATHS = {
+    '/api/v2/users/me': 'profile',
+    '/api/v2/tickets': 'tickets',
+    '/api/v2/search': 'tickets',
+    '/api/v2/oauth/tokens/current': 'revoke',
+}
 SECRETS = ('code', 'access_token', 'refresh_token')
 
 # The keys of a fault: a description of the valid values, for error messages, and a function that checks a value.

@@ -1,8 +1,7 @@
 """
-Zendesk's OAuth endpoints and "Show Self", with Zendesk's status codes and error bodies.
+Zendesk's OAuth endpoints, "Show Self" and tickets, with Zendesk's status codes and error bodies.
 
-The server knows one OAuth client: the practice client, or the client in ZENDESK_CLIENT_ID, ZENDESK_CLIENT_SECRET and
-REDIRECT_URI. Comments mark behavior that Zendesk does not document.
+Comments mark behavior that Zendesk does not document.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import sqlite3
@@ -19,22 +17,19 @@ import time
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from flask import Flask, Response, jsonify, redirect, render_template, request
+from flask import Flask, Response, abort, jsonify, make_response, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from practice_zendesk.clients import CLIENT_ID, CLIENT_NAME, CLIENT_SECRET, CLIENTS, REDIRECT_URI
 from practice_zendesk.controls import add_control_page
-from practice_zendesk.database import database, users
+from practice_zendesk.database import USERS, database, users
 from practice_zendesk.faults import add_fault_injection, fingerprint
+from practice_zendesk.tickets import cursor_page, offset_page, tickets_of
 
 PORT = 3001
-
-CLIENT_ID = os.environ.get('ZENDESK_CLIENT_ID', 'practice_client')
-CLIENT_SECRET = os.environ.get('ZENDESK_CLIENT_SECRET', 'practice_secret')
-CLIENT_NAME = 'Zendesk OAuth in a web app'
-REDIRECT_URI = os.environ.get('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback')
 APP_ORIGIN = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
 
 CODE_LIFETIME = 120  # seconds
@@ -71,6 +66,7 @@ ERRORS = {
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
 app.jinja_env.globals['app_origin'] = APP_ORIGIN
+app.jinja_env.globals['is_tutorial'] = REDIRECT_URI.endswith('/zendesk/oauth/callback')  # other apps have no /profile
 add_fault_injection(app)
 add_control_page(app)
 
@@ -105,7 +101,7 @@ def submit_consent() -> ResponseReturnValue:
         if user is None:
             return invalid_authorization_request('There is no such practice user.')
         db.execute(
-            'INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?)',
+            'INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?, ?)',
             (
                 code,
                 user['id'],
@@ -113,6 +109,7 @@ def submit_consent() -> ResponseReturnValue:
                 request.args['scope'],
                 request.args.get('code_challenge'),
                 time.time() + CODE_LIFETIME,
+                request.args['client_id'],
             ),
         )
     logger.info('{} allowed access: issued code {}', user['name'], fingerprint(code))
@@ -122,7 +119,7 @@ def submit_consent() -> ResponseReturnValue:
 def check_authorization_request() -> ResponseReturnValue | None:
     """Return an error response if the authorization request is invalid (RFC 6749, section 4.1.2.1)."""
     # Do not redirect to an unverified address.
-    if request.args.get('client_id') != CLIENT_ID:
+    if request.args.get('client_id') not in CLIENTS:
         return invalid_authorization_request('No such client')
     if request.args.get('redirect_uri') != REDIRECT_URI:
         return invalid_authorization_request(
@@ -186,8 +183,16 @@ def issue_tokens() -> ResponseReturnValue:
         access_token, refresh_token = secrets.token_hex(32), secrets.token_hex(32)
         now = time.time()
         db.execute(
-            'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)',
-            (access_token, refresh_token, user_id, scope, now + access_lifetime, now + refresh_lifetime),
+            'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)',
+            (
+                access_token,
+                refresh_token,
+                user_id,
+                scope,
+                now + access_lifetime,
+                now + refresh_lifetime,
+                form['client_id'],
+            ),
         )
     body = {
         'access_token': access_token,
@@ -216,7 +221,7 @@ def check_client(form: dict[str, str]) -> None:
     """Check the client secret. A code exchange may have a code verifier instead."""
     secret = form.get('client_secret')
     by_pkce = secret is None and form.get('grant_type') == 'authorization_code' and 'code_verifier' in form
-    if form.get('client_id') != CLIENT_ID or not (by_pkce or same(secret or '', CLIENT_SECRET)):
+    if form.get('client_id') not in CLIENTS or not (by_pkce or same(secret or '', CLIENT_SECRET)):
         raise TokenError('invalid_client')
 
 
@@ -234,7 +239,9 @@ def redeem_code(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]
     if not form.get('scope'):
         raise TokenError('invalid_request')
     row = db.execute('SELECT * FROM codes WHERE code = ?', (form.get('code'),)).fetchone()
-    if row is None or row['expires_at'] <= time.time() or row['redirect_uri'] != form.get('redirect_uri'):
+    if row is None or row['expires_at'] <= time.time() or row['client_id'] != form['client_id']:
+        raise TokenError('invalid_grant')
+    if row['redirect_uri'] != form.get('redirect_uri'):
         raise TokenError('invalid_grant')
     # A challenge requires a verifier. A verifier without a challenge may be a PKCE downgrade (RFC 9700, section 2.1.1).
     verifier, challenge = form.get('code_verifier'), row['code_challenge']
@@ -243,14 +250,15 @@ def redeem_code(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]
     if verifier is not None and not same(s256(verifier), challenge):
         raise TokenError('invalid_grant')
     db.execute('DELETE FROM codes WHERE code = ?', (row['code'],))
+    scope = CLIENTS[row['client_id']].scope or row['scope']
     # Zendesk accepts unknown scope names, but they give the token no access.
-    return row['user_id'], ' '.join(scope for scope in row['scope'].split() if scope in SCOPES)
+    return row['user_id'], ' '.join(name for name in scope.split() if name in SCOPES)
 
 
 def redeem_refresh_token(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]:
     """Delete the refresh token and its access token, and return their user and scope."""
     row = db.execute('SELECT * FROM tokens WHERE refresh_token = ?', (form.get('refresh_token'),)).fetchone()
-    if row is None or row['refresh_expires_at'] <= time.time():
+    if row is None or row['refresh_expires_at'] <= time.time() or row['client_id'] != form['client_id']:
         raise TokenError('invalid_grant')
     if not set(form.get('scope', '').split()) <= set(row['scope'].split()):
         raise TokenError('invalid_scope')
@@ -280,11 +288,41 @@ def show_self() -> ResponseReturnValue:
     with database() as db:
         row = require_access_token(db)
         user = users(db)[row['user_id']]
-    if not {'read', 'users:read'} & set(row['scope'].split()):
-        return {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}, 403
-
+    require_scope(row, 'users:read')
     token = secrets.token_urlsafe(32)
     return {'user': {**user, 'authenticity_token': token, 'active': True, 'verified': True, 'locale': 'en-US'}}
+
+
+# --- Tickets: GET /api/v2/tickets and /api/v2/search --- #
+
+
+@app.get('/api/v2/tickets')
+@app.get('/api/v2/tickets.json')
+def list_tickets() -> ResponseReturnValue:
+    """Return a page of the user's tickets, with cursor pagination if the request has `page[size]`."""
+    tickets = require_tickets()
+    return cursor_page(tickets) if 'page[size]' in request.args else offset_page('tickets', tickets)
+
+
+@app.get('/api/v2/search')
+@app.get('/api/v2/search.json')
+def search_tickets() -> ResponseReturnValue:
+    """Return a page of the user's tickets. Ignore the query. There is no cursor pagination."""
+    # Zendesk has been seen to reject `page[size]` here with a 400. This server ignores it.
+    return offset_page('results', require_tickets())
+
+
+def require_tickets() -> list[dict[str, Any]]:
+    """Return the tickets of the access token's user. Abort if the scope or the user's role does not allow it."""
+    with database() as db:
+        row = require_access_token(db)
+    require_scope(row, 'tickets:read')
+    if USERS[row['user_id']]['role'] == 'end-user':
+        message = (
+            'You do not have access to this page. Please contact the account owner of this help desk for further help.'
+        )
+        abort(make_response({'error': {'title': 'Forbidden', 'message': message}}, 403))
+    return tickets_of(row['user_id'])
 
 
 # --- Revoking: DELETE /api/v2/oauth/tokens/current --- #
@@ -323,6 +361,13 @@ def require_access_token(db: sqlite3.Connection) -> sqlite3.Row:
         body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
         raise Unauthorized(body, 'Bearer realm="Zendesk", error="invalid_token"')
     return row
+
+
+def require_scope(row: sqlite3.Row, scope: str) -> None:
+    """Abort if the access token has neither this scope nor `read`."""
+    if not {'read', scope} & set(row['scope'].split()):
+        body = {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}
+        abort(make_response(body, 403))
 
 
 # --- Serving --- #

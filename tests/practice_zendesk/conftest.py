@@ -83,6 +83,10 @@ class PracticeClient(FlaskClient):
     def show_self(self, tokens: dict, path: str = '/api/v2/users/me') -> TestResponse:
         return self.get(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
 
+    def tickets(self, tokens: dict, path: str = '/api/v2/tickets', **query) -> TestResponse:
+        headers = {'Authorization': f'Bearer {tokens["access_token"]}'}
+        return self.get(path, query_string=query or None, headers=headers)
+
     def revoke(self, tokens: dict, path: str = '/api/v2/oauth/tokens/current') -> TestResponse:
         return self.delete(path, headers={'Authorization': f'Bearer {tokens["access_token"]}'})
 

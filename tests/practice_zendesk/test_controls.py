@@ -89,6 +89,19 @@ def test_the_response_to_the_next_refresh_is_lost(press):
     assert faults.pending_faults() == [{'call': 'refresh', 'lost': True}]
 
 
+def test_a_ticket_request_can_be_made_to_fail(client, press):
+    tokens = client.grant(scope='tickets:read users:read')
+    assert 'Pending failure: the next ticket request gets 500' in press('fail_next', call='tickets', fault='500')
+    assert client.show_self(tokens).status_code == 200
+    assert client.tickets(tokens).status_code == 500
+    assert client.tickets(tokens).status_code == 200
+
+
+def test_each_kind_of_request_can_be_selected(client):
+    options = re.findall(r'<option value="([a-z]+)">', client.get('/practice').text)
+    assert sorted(options) == sorted(faults.CALLS)
+
+
 def test_the_next_request_gets_no_response_until_the_app_times_out(press):
     assert 'the next profile request gets no response.' in press('fail_next', call='profile', fault='silence')
     [fault] = faults.pending_faults()

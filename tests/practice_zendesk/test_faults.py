@@ -35,6 +35,7 @@ def test_a_fault_affects_only_its_kind_of_request(client):
         client,
         {'call': 'profile', 'status': 418},
         {'call': 'revoke', 'status': 502},
+        {'call': 'tickets', 'status': 505},
         {'call': 'exchange', 'status': 503},
         {'call': 'refresh', 'status': 504},
         {'call': 'any', 'status': 500},
@@ -43,6 +44,7 @@ def test_a_fault_affects_only_its_kind_of_request(client):
     assert client.refresh(tokens).status_code == 504
     assert client.exchange('code').status_code == 503
     assert client.revoke(tokens).status_code == 502
+    assert client.tickets(tokens).status_code == 505
     assert client.show_self(tokens).status_code == 418
     assert client.show_self(tokens).status_code == 500
     assert client.show_self(tokens).status_code == 401
@@ -129,8 +131,8 @@ def test_a_response_is_sent_if_lost_is_false(client):
         (5, 'send a JSON list of objects'),
         ([5], 'send a JSON list of objects'),
         ([{}], 'send a JSON list of objects'),
-        ([{'call': 'revoque'}], 'one of any, exchange, refresh, profile, revoke'),
-        ([{'call': ['profile']}], 'one of any, exchange, refresh, profile, revoke'),
+        ([{'call': 'revoque'}], 'one of any, exchange, refresh, profile, tickets, revoke'),
+        ([{'call': ['profile']}], 'one of any, exchange, refresh, profile, tickets, revoke'),
         ([{'call': 'profile', 'staus': 500}], 'unknown key staus'),
         ([{'call': 'profile', 'cut': 0}], 'unknown key cut'),
         ([{'call': 'profile', 'status': '500'}], 'status must be an integer from 200 to 599'),
@@ -162,7 +164,20 @@ def test_paths_with_and_without_json_suffix_are_logged_alike(client):
     for path in ('/api/v2/oauth/tokens/current', '/api/v2/oauth/tokens/current.json'):
         client.delete(path)
     client.get('/api/v2/users/me.json')
-    assert logged(client, 'call') == [('revoke',), ('revoke',), ('profile',)]
+    for path in ('/api/v2/tickets', '/api/v2/tickets.json', '/api/v2/search', '/api/v2/search.json'):
+        client.get(path)
+    calls = [call for (call,) in logged(client, 'call')]
+    assert calls == ['revoke', 'revoke', 'profile', 'tickets', 'tickets', 'tickets', 'tickets']
+
+
+@pytest.mark.parametrize('path', ['/api/v2/tickets', '/api/v2/search'])
+def test_the_query_of_a_ticket_request_is_not_logged(client, log, path):
+    tokens = client.grant(scope='tickets:read')
+    log.clear()
+    client.tickets(tokens, path, query='canary', per_page=5, page=2)
+    line = f'GET {path} with access token {faults.fingerprint(tokens["access_token"])}'
+    assert logged(client, 'request')[-1] == (line,)
+    assert log == [f'{line}: 200\n']
 
 
 def test_an_exchange_is_logged_with_fingerprints(client):

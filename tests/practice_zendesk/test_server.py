@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -250,6 +253,48 @@ def test_a_refresh_keeps_the_tokens_of_other_users(client):
     assert client.show_self(admin).json['user']['role'] == 'admin'
 
 
+# --- Clients --- #
+
+NARROW = {'client_id': 'narrow_client'}
+
+
+@pytest.mark.parametrize('scope', ['users:read', 'users:read tickets:read', 'read write', 'tickets:read', 'unknown'])
+def test_a_grant_of_the_narrow_client_has_only_users_read(client, scope):
+    tokens = client.exchange(client.code(scope=scope, **NARROW), **NARROW).json
+    assert tokens['scope'] == 'users:read'
+    assert client.show_self(tokens).status_code == 200
+    assert client.tickets(tokens).status_code == 403
+
+
+def test_a_refresh_of_the_narrow_client_keeps_the_scope(client):
+    tokens = client.exchange(client.code(scope='read', **NARROW), **NARROW).json
+    assert is_error(client.refresh(tokens, scope='read', **NARROW), 'invalid_scope')
+    new = client.refresh(tokens, scope=None, **NARROW).json
+    assert new['scope'] == 'users:read'
+    assert client.refresh(new, **NARROW).status_code == 201
+
+
+def test_the_narrow_client_needs_its_redirect_uri_and_secret(client):
+    assert client.authorize(redirect_uri='https://evil.example/', **NARROW).status_code == 400
+    code = client.code(**NARROW)
+    assert is_error(client.exchange(code, client_secret='wrong', **NARROW), 'invalid_client', 401)
+    assert client.exchange(code, client_secret=None, **NARROW).status_code == 201  # the verifier replaces the secret
+
+
+@pytest.mark.parametrize(
+    ('issued_to', 'other'), [(server.CLIENT_ID, 'narrow_client'), ('narrow_client', server.CLIENT_ID)]
+)
+def test_codes_and_refresh_tokens_are_bound_to_their_client(client, issued_to, other):
+    code = client.code(client_id=issued_to)
+    assert is_error(client.exchange(code, client_id=other), 'invalid_grant')
+    tokens = client.exchange(code, client_id=issued_to).json
+    assert is_error(client.refresh(tokens, client_id=other), 'invalid_grant')
+    assert client.show_self(tokens).status_code == 200
+    tokens = client.refresh(tokens, client_id=issued_to).json
+    assert is_error(client.refresh(tokens, client_id=other), 'invalid_grant')
+    assert client.refresh(tokens, client_id=issued_to).status_code == 201
+
+
 # --- Revocation --- #
 
 
@@ -328,6 +373,47 @@ def test_the_database_is_private_to_its_owner(client):
     assert tokens['access_token'].encode() in path.read_bytes()
     if os.name == 'posix':
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def earlier_database(client) -> None:
+    """Create a database of the version without `client_id`, with a code and tokens."""
+    with contextlib.closing(sqlite3.connect('practice_zendesk.db')) as db, db:
+        db.execute(
+            'CREATE TABLE codes (code TEXT PRIMARY KEY, user_id INTEGER, redirect_uri TEXT, scope TEXT, '
+            'code_challenge TEXT, expires_at REAL)'
+        )
+        db.execute(
+            'CREATE TABLE tokens (access_token TEXT PRIMARY KEY, refresh_token TEXT UNIQUE, user_id INTEGER, '
+            'scope TEXT, access_expires_at REAL, refresh_expires_at REAL)'
+        )
+        later = time.time() + 100
+        db.execute(
+            'INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?)',
+            ('old-code', AGENT, server.REDIRECT_URI, 'users:read', None, later),
+        )
+        db.execute(
+            'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)',
+            ('old-access', 'old-refresh', AGENT, 'users:read', later, later),
+        )
+
+
+@pytest.mark.usefixtures('earlier_database')
+def test_codes_and_tokens_of_an_earlier_version_belong_to_the_main_client(client):
+    tokens = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
+    assert is_error(client.exchange('old-code', code_verifier=None, **NARROW), 'invalid_grant')
+    assert is_error(client.refresh(tokens, **NARROW), 'invalid_grant')
+    assert client.exchange('old-code', code_verifier=None).status_code == 201
+    assert client.show_self(tokens).status_code == 200
+    assert client.show_self(client.refresh(tokens).json).status_code == 200
+
+
+@pytest.mark.usefixtures('earlier_database')
+def test_several_threads_can_open_a_database_of_an_earlier_version(client):
+    tokens = {'access_token': 'old-access'}
+    with ThreadPoolExecutor(10) as pool:
+        responses = list(pool.map(lambda _: server.app.test_client().show_self(tokens), range(10)))
+    assert {response.status_code for response in responses} == {200}
 
 
 def test_expired_codes_and_tokens_are_deleted(client, clock):
