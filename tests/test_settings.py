@@ -14,7 +14,7 @@ from helpers import PROJECT
 
 import settings as settings_module
 from settings import SettingsError, read_settings
-from zendesk_oauth import client, endpoints, stores
+from zendesk_oauth import endpoints, stores, tokens
 
 GOOD = {
     'ZENDESK_CLIENT_ID': 'my_client',
@@ -400,7 +400,7 @@ def test_gunicorn_binds_to_loopback_and_waits_for_slow_requests(monkeypatch):
     assert gunicorn['preload_app'] is True
     assert gunicorn['threads'] > 1
     # A grant: check the store, exchange the code, store the tokens, delete and revoke the old ones.
-    grant = 3 * stores.WRITE_TIMEOUT + endpoints.CALL_TIMEOUT + client.BEST_EFFORT_TIMEOUT
+    grant = 3 * stores.WRITE_TIMEOUT + endpoints.CALL_TIMEOUT + tokens.BEST_EFFORT_TIMEOUT
     # Disconnect: wait for a refresh, delete, revoke, check the store, refresh, revoke, verify.
     disconnect = stores.REFRESH_TIMEOUT + 2 * stores.WRITE_TIMEOUT + 4 * endpoints.CALL_TIMEOUT
     assert gunicorn['timeout'] == gunicorn['graceful_timeout'] > max(grant, disconnect)

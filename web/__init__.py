@@ -38,7 +38,6 @@ HEADERS = {
 }
 SESSION_LIFETIME = 604800  # seconds: as long as a refresh token
 CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
-MAX_PENDING = 8  # authorization requests of one browser
 AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
 
 
@@ -156,11 +155,8 @@ class SkewTolerantSigner(TimestampSigner):
 
 
 def remember(response: BaseResponse, pending: AuthorizationRequest) -> BaseResponse:
-    """Set the cookie of a pending authorization request. Delete all but the newest MAX_PENDING cookies."""
-    others = sorted(name for name in request.cookies if name.startswith(pending.cookie_prefix))
-    for name in others[: 1 - MAX_PENDING]:
-        response.set_cookie(name, **{**pending.cookie_options, 'max_age': 0})
-    response.set_cookie(pending.cookie_name, pending.cookie_value, **pending.cookie_options)
+    """Set the cookie of a pending authorization request."""
+    pending.set_cookies(response, request.cookies)
     return response
 
 

@@ -2,32 +2,39 @@
 An OAuth library for Zendesk: the authorization code flow with PKCE, and rotating refresh tokens.
 
     oauth = ZendeskOAuth(
-        zendesk_url='https://mondocam.zendesk.com',
+        subdomain='mondocam',
         client_id='my_oauth_app',
         client_secret=os.environ['ZENDESK_CLIENT_SECRET'],
-        redirect_uri='https://app.example.com/zendesk/oauth/callback',
-        scope='users:read',
+        redirect_uri='https://app.example.com/zendesk/callback',
+        scope='users:read tickets:read',
         store=JsonFileStore('users.json'),
     )
-    response = oauth.api_request('GET', '/api/v2/users/me', headers={'Authorization': f'Bearer {access_token}'})
+    redirect = oauth.begin_authorization(user_id)  # in a POST view: return this redirect to Zendesk
+    connection = oauth.complete_authorization(user_id)  # in the view of the redirect URI: stores the tokens
+    user = oauth.session(user_id).get('/api/v2/users/me.json').raise_for_status().json()
 
-It reads no settings, imports no web framework, and logs to the standard logger `zendesk_oauth`.
+All settings are arguments. Only the two calls for views import Flask. The package logs to `zendesk_oauth`.
 """
 
-from zendesk_oauth import errors
+from zendesk_oauth import errors, signals
 from zendesk_oauth.authorization import AuthorizationRequest, cookie_prefix
-from zendesk_oauth.client import ZendeskOAuth
+from zendesk_oauth.client import Connection, ZendeskOAuth
 from zendesk_oauth.endpoints import Response, fingerprints, user_from
-from zendesk_oauth.stores import JsonFileStore, Store
+from zendesk_oauth.session import Session
+from zendesk_oauth.stores import JsonFileStore, MemoryStore, Store
 
 __all__ = [
     'AuthorizationRequest',
+    'Connection',
     'JsonFileStore',
+    'MemoryStore',
     'Response',
+    'Session',
     'Store',
     'ZendeskOAuth',
     'cookie_prefix',
     'errors',
     'fingerprints',
+    'signals',
     'user_from',
 ]

@@ -23,6 +23,7 @@ from zendesk_oauth.errors import (
     InvalidGrant,
     NewTokenRejected,
     RateLimited,
+    ResponseError,
     ZendeskError,
     ZendeskTimeout,
     ZendeskUnavailable,
@@ -32,14 +33,13 @@ from zendesk_oauth.errors import (
 TOKEN = re.compile('[!-~]{1,4096}')  # visible ASCII: it is sent in a header (RFC 6749, A.12; RFC 6750, section 2.1)
 CALL_TIMEOUT = 14  # seconds for the whole exchange: error pages must appear within 15 seconds
 MAX_BYTES = 2**20  # decompressed content of a response, unless the caller sets another limit
-MAX_RETRY_AFTER = 300  # seconds
+DEFAULT_RETRY_AFTER = 30  # seconds
+MAX_RETRY_AFTER = 300  # seconds, on error pages
 MAX_LOGGED_BODY = 16 * 1024  # bytes of a response
 MAX_DEPTH = 20  # levels of a response to log: a deeply nested one would raise RecursionError
 
 log = logging.getLogger('zendesk_oauth')
 exchange_log = logging.getLogger('zendesk_oauth.exchange')
-# urllib3 logs headers that it cannot parse. A malformed header can contain a token.
-logging.getLogger('urllib3.connection').setLevel(logging.ERROR)
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -56,12 +56,43 @@ class Response:
     headers: Mapping[str, str] = field(repr=False)
     content: bytes = field(repr=False)
 
+    @property
+    def ok(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status_code < 300
+
+    @property
+    def text(self) -> str:
+        """The content, decoded as UTF-8."""
+        return self.content.decode('utf-8', 'replace')
+
+    @property
+    def retry_after(self) -> int | None:
+        """The header Retry-After in seconds. If it is missing or a date: 30 for 429 and 503, else None."""
+        header = self.headers.get('Retry-After', '')
+        if re.fullmatch('[0-9]{1,9}', header):
+            return int(header)
+        return DEFAULT_RETRY_AFTER if self.status_code in (429, 503) else None
+
     def json(self) -> Any:
-        """Return the content parsed as JSON, or None if it is not JSON."""
-        try:
-            return json.loads(self.content)
-        except (ValueError, RecursionError):
-            return None
+        """Return the content parsed as JSON. Raise ResponseError if it is not JSON."""
+        value = _parsed(self.content)
+        if value is INVALID:
+            raise unexpected_response(f'Zendesk responded with {self.status_code} and a body that is not JSON', self)
+        return value
+
+    def raise_for_status(self) -> Response:
+        """Return the response if the status is 2xx, else raise ResponseError."""
+        if self.ok:
+            return self
+        message, page = f'Zendesk responded with {self.status_code}', {}
+        if self.status_code in (429, 503):
+            error = unexpected_status(self, '')
+            message = str(error)
+            page = {name: getattr(error, name) for name in ('status', 'title', 'advice', 'retry_after')}
+        elif self.status_code >= 500:
+            page = {name: getattr(ZendeskError, name) for name in ('title', 'advice', 'retry_after')}
+        raise ResponseError(message, response=self, **page)
 
 
 def send(
@@ -70,14 +101,14 @@ def send(
     path: str,
     *,
     headers: Mapping[str, str] = EMPTY,
-    form: Mapping[str, Any] = EMPTY,
+    body: Mapping[str, Any] | bytes = EMPTY,
     timeout: float = CALL_TIMEOUT,
     max_bytes: int = MAX_BYTES,
 ) -> Response:
     """
     Send one request to Zendesk and return the response, with any status.
 
-    `form` becomes the body. `timeout` (seconds) limits the whole exchange, and `max_bytes` the decompressed content.
+    `body` is a form or bytes. `timeout` (seconds) limits the whole exchange, and `max_bytes` the decompressed content.
 
     Raises:
         ZendeskTimeout: Zendesk did not respond in time.
@@ -85,14 +116,26 @@ def send(
     """
     result: Response | ZendeskError
     try:
-        result = Response(*transport.send(method, zendesk_url + path, headers, form, timeout, max_bytes))
+        result = Response(*transport.send(method, zendesk_url + path, headers, body, timeout, max_bytes))
     except transport.FAILURES as error:
         result = failed_exchange(error, max_bytes)
     if isinstance(result, ZendeskError):
-        _log_exchange(method, path, headers, form, None)
+        _log_exchange(method, path, headers, body, None)
         raise result  # without the cause: error trackers would collect the request and parts of the response
-    _log_exchange(method, path, headers, form, result)
+    _log_exchange(method, path, headers, body, result)
     return result
+
+
+def send_with_token(zendesk_url: str, access_token: str, method: str, path: str, **options: Any) -> Response:
+    """
+    Send one API request with the access token. `send` defines the keywords in `options`.
+
+    If the access token cannot be sent in a header, return a 401 without a request.
+    """
+    if not TOKEN.fullmatch(access_token):
+        return Response(401, {}, b'')  # Zendesk never issues such a token: it was edited by hand
+    headers = {**options.pop('headers', EMPTY), 'Authorization': f'Bearer {access_token}'}
+    return send(zendesk_url, method, path, headers=headers, **options)
 
 
 def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +143,9 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
     Check the token endpoint's response to `form` and return the tokens (RFC 6749, sections 5.1 and 5.2).
 
     Returns:
-        `access_token`; and, if Zendesk sent a refresh token, `refresh_token` and `refresh_token_expires_at` (seconds
-        since 1970, or None if unknown). If a refresh returns no valid refresh token, only `access_token`.
+        `access_token`, `access_token_expires_at`; if Zendesk sent a refresh token, `refresh_token` and
+        `refresh_token_expires_at`; and, except if a refresh returns none, the granted `scope`. The times are in seconds
+        since 1970, or None if unknown.
 
     Raises:
         InvalidGrant: the code or the refresh token is expired, used or unknown.
@@ -116,22 +160,28 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
     if not 200 <= status < 300:
         raise unexpected_status(response, scope)
 
-    tokens: dict[str, Any] = {'access_token': _token(data, 'access_token')}
-    if form['grant_type'] == 'refresh_token' and not _is_token(data.get('refresh_token')):
+    tokens: dict[str, Any] = {
+        'access_token': _token(data, 'access_token'),
+        'access_token_expires_at': expiry(data.get('expires_in')),
+    }
+    if form['grant_type'] == 'refresh_token' and not is_token(data.get('refresh_token')):
         log.warning('Zendesk returned no valid refresh token: keeping the old one')
     elif 'refresh_token' in data:  # older OAuth clients, whose tokens do not expire, get none
         tokens['refresh_token'] = _token(data, 'refresh_token')
-        tokens['refresh_token_expires_at'] = _expiry(data.get('refresh_token_expires_in'))
+        tokens['refresh_token_expires_at'] = expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
-    if scope and data.get('scope', scope) != scope:
+    if form['grant_type'] != 'refresh_token' or is_scope(data.get('scope')):
+        # Without a scope, Zendesk granted the requested one (RFC 6749, section 5.1). None: unknown
+        tokens['scope'] = data.get('scope', scope) if is_scope(data.get('scope', scope)) else None
+    if scope and set(str(data.get('scope', scope)).split()) != set(scope.split()):
         log.warning('Zendesk granted a scope other than %s: check the scopes of the OAuth client', scope)
     return tokens
 
 
 INVALID_GRANT = {
-    'authorization_code': 'the code is older than 120 seconds or was already used, or REDIRECT_URI does not match one '
-    "of the OAuth client's redirect URLs exactly",
+    'authorization_code': 'the code is older than 120 seconds or was already used, or the redirect URI does not match '
+    "one of the OAuth client's redirect URLs exactly",
     'refresh_token': 'the refresh token is expired, used or unknown',
 }
 
@@ -196,11 +246,21 @@ def failed_exchange(cause: Exception, max_bytes: int) -> ZendeskError:
     )
 
 
+def unexpected_response(message: str, response: Response) -> ResponseError:
+    """Return the error for a response whose body is not what the caller expects."""
+    return ResponseError(
+        message,
+        response=response,
+        title='Zendesk sent an unexpected response',
+        advice='If this keeps happening, contact the operator of the app.',
+    )
+
+
 def unexpected_status(response: Response, scope: str) -> ZendeskError:
     """Return the error for a status other than success or a documented OAuth error."""
     status = response.status_code
     if status in (429, 503):
-        retry_after = _retry_after(response.headers)
+        retry_after = min(max(response.retry_after or 0, 1), MAX_RETRY_AFTER)
         error, cause = (RateLimited, 'too many requests') if status == 429 else (ZendeskUnavailable, 'unavailable')
         return error(
             f'Zendesk responded with {status} ({cause}). Try again in {retry_after} s',
@@ -211,7 +271,8 @@ def unexpected_status(response: Response, scope: str) -> ZendeskError:
         return ZendeskError(f'Zendesk responded with {status}. Try again later')
     if status == 404 or 300 <= status < 400:
         return setup_error('404' if status == 404 else 'a redirect', scope)
-    return ZendeskError(f'Zendesk returned an undocumented status: {status}')
+    advice = 'If this keeps happening, contact the operator of the app.'
+    return ZendeskError(f'Zendesk returned an undocumented status: {status}', advice=advice, retry_after=None)
 
 
 # --- Fingerprints, and the record of each exchange --- #
@@ -239,17 +300,22 @@ SHOWN_HEADERS = ('Content-Type', 'Cache-Control', 'WWW-Authenticate', 'Retry-Aft
 
 
 def _log_exchange(
-    method: str, path: str, headers: Mapping[str, str], form: Mapping[str, Any], response: Response | None
+    method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | bytes, response: Response | None
 ) -> None:
     """
     Log one exchange as one record, with both messages as data in `request` and `response` (None without a response).
 
     Fingerprints replace all secrets: the values of fields with a secret's name, and their copies in other fields. A
-    body that is not a JSON object or is larger than MAX_LOGGED_BODY is omitted. The level is DEBUG for GET, else INFO.
+    response body that is not a JSON object or is larger than MAX_LOGGED_BODY is omitted, and so are the query and the
+    body of an API request. The level is INFO for token requests and revocations, and DEBUG for API requests, whose
+    responses can contain personal data.
     """
-    level = logging.DEBUG if method == 'GET' else logging.INFO
+    level = logging.INFO if 'oauth/tokens' in path.partition('?')[0] else logging.DEBUG
     if not exchange_log.isEnabledFor(level):
         return
+    form = body if isinstance(body, Mapping) and path == '/oauth/tokens' else {}
+    path = re.sub('[^!-~]', '_', path.partition('?')[0])  # a line break could forge a log line
+    headers = {name: value for name, value in headers.items() if name == 'Authorization'}
     access_token = headers.get('Authorization', '').removeprefix('Bearer ')
     data = _object(response) if response and len(response.content) <= MAX_LOGGED_BODY else {}
     known = [str(value) for name, value in [*form.items(), *data.items()] if SECRET_NAME.search(name)] + [access_token]
@@ -291,32 +357,41 @@ def _log_exchange(
 # --- Reading a response --- #
 
 
+INVALID = object()
+
+
+def _parsed(content: bytes) -> Any:
+    """Return the content parsed as JSON, or INVALID."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return INVALID
+
+
 def _object(response: Response) -> dict[str, Any]:
     """Return the JSON object in the response, or `{}` if the content is something else."""
-    data = response.json()
+    data = _parsed(response.content)
     return data if isinstance(data, dict) else {}
 
 
 def _token(data: dict[str, Any], name: str) -> str:
-    if not _is_token(data.get(name)):
+    if not is_token(data.get(name)):
         raise ZendeskError(f"Zendesk's response has no valid {name}")
     return str(data[name])
 
 
-def _is_token(value: Any) -> bool:
+def is_token(value: Any) -> bool:
     return isinstance(value, str) and TOKEN.fullmatch(value) is not None
 
 
-def _expiry(lifetime: Any) -> int | None:
+def is_scope(value: Any) -> bool:
+    """Return True for scope names in visible ASCII, separated by spaces (RFC 6749, section 3.3), and for no scope."""
+    return isinstance(value, str) and re.fullmatch('[ -~]{0,4096}', value) is not None
+
+
+def expiry(lifetime: Any) -> int | None:
     """Return the expiry time, or None if the lifetime is missing or malformed."""
     return int(time.time()) + lifetime if type(lifetime) is int and 0 < lifetime < 10**9 else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> int:
-    """Return the number of seconds to wait, from 1 to MAX_RETRY_AFTER."""
-    header = headers.get('Retry-After', '')
-    seconds = int(header) if re.fullmatch('[0-9]{1,9}', header) else 30
-    return min(max(seconds, 1), MAX_RETRY_AFTER)
 
 
 def _printable(text: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zendesk_oauth.endpoints import Response
 
 
 class ZendeskOAuthError(Exception):
@@ -10,8 +13,10 @@ class ZendeskOAuthError(Exception):
     The base class of all errors of this package.
 
     `title` and `advice` are for the user, and `status` is the HTTP status of the page. If `reauthorize` is true, the
-    user must grant access again to continue. `retry_after` is the number of seconds to wait, or None if unknown. The
+    user must grant access again to continue. `retry_after` is the number of seconds to wait, or None if trying again
+    does not help. `next_url` is the path that the product passed to the authorization request, if it is known. The
     message is for the log: it names the cause and the remedy, and contains no value from a request or a response.
+    Errors can be pickled.
     """
 
     status = 500
@@ -19,6 +24,7 @@ class ZendeskOAuthError(Exception):
     advice = 'Try again.'
     reauthorize = False
     retry_after: int | None = None
+    next_url: str | None = None
 
     def __init__(self, message: str, **page: Any) -> None:
         """Create the error. The keywords in `page` override attributes of the class, such as `title`."""
@@ -26,11 +32,20 @@ class ZendeskOAuthError(Exception):
         vars(self).update(page)
 
 
+class NotConnected(ZendeskOAuthError):
+    """The user has no grant: they have not connected, have disconnected, or Zendesk rejected the refresh token."""
+
+    status = 403
+    title = 'Your Zendesk account is not connected'
+    advice = 'Connect it to continue.'
+    reauthorize = True
+
+
 # --- The authorization request and Zendesk's response to it --- #
 
 
 class AuthorizationError(ZendeskOAuthError):
-    """The callback does not belong to a pending authorization request of this browser."""
+    """The authorization request cannot be started or completed."""
 
     status = 400
     title = 'This link cannot be used'
@@ -59,7 +74,7 @@ class AccessDenied(AuthorizationError):
 
     status = 403
     title = 'Access was not granted'
-    advice = 'The app needs access to show your profile. You can still grant it.'
+    advice = 'You can still grant it.'
 
 
 # --- Zendesk --- #
@@ -71,6 +86,18 @@ class ZendeskError(ZendeskOAuthError):
     status = 502
     title = 'The request to Zendesk failed'
     advice = 'Try again in a moment.'
+    retry_after: int | None = 10
+
+
+class ResponseError(ZendeskError):
+    """Zendesk responded with a status other than 2xx, or with an unexpected body. `response` is a Response."""
+
+    title = 'Zendesk rejected the request'
+    advice = (
+        'Your Zendesk role or the access you granted may not allow it. If this keeps happening, contact the operator.'
+    )
+    retry_after = None
+    response: Response
 
 
 class InvalidGrant(ZendeskError):
@@ -84,9 +111,10 @@ class InvalidGrant(ZendeskError):
     title = 'The authorization code is no longer valid'
     advice = (
         'An authorization code can be used once, within two minutes. Start again. If this happens every time, check '
-        'that REDIRECT_URI matches one of the redirect URLs of the OAuth client exactly.'
+        'that the redirect URI of the app matches one of the redirect URLs of the OAuth client exactly.'
     )
     reauthorize = True
+    retry_after = None
 
 
 class ZendeskTimeout(ZendeskError):
@@ -112,6 +140,8 @@ class RateLimited(ZendeskUnavailable):
 class SetupError(ZendeskError):
     """A setting of the app or of its OAuth client is wrong. Only the operator of the app can correct it."""
 
+    retry_after = None
+
 
 class InsufficientScope(ZendeskError):
     """The access token does not allow this request (403; RFC 6750, section 3.1)."""
@@ -119,6 +149,7 @@ class InsufficientScope(ZendeskError):
     status = 403
     title = 'A permission is missing'
     reauthorize = True
+    retry_after = None
 
 
 class NewTokenRejected(ZendeskError):
@@ -127,6 +158,7 @@ class NewTokenRejected(ZendeskError):
     title = 'Zendesk rejected the new access token'
     advice = 'Grant access again.'
     reauthorize = True
+    retry_after = None
 
 
 class AnonymousUser(ZendeskError):
@@ -135,19 +167,20 @@ class AnonymousUser(ZendeskError):
     title = 'Zendesk ignored the access token'
     advice = 'Grant access again. If this keeps happening, a proxy may be removing the Authorization header.'
     reauthorize = True
+    retry_after = None
 
 
 # What is wrong and what to do about it, by Zendesk's error code (RFC 6749, sections 4.1.2.1 and 5.2).
 _OTHER_CLIENT = (
     'The OAuth client is not set up for this app',
-    'In Admin Center, check that the client kind is Confidential and that one of the redirect URLs is REDIRECT_URI',
+    "In Admin Center, check that the client kind is Confidential, and that one of the redirect URLs is the app's "
+    'redirect URI',
 )
 SETUP_ERRORS = {
     'invalid_client': (
         'Zendesk rejected the client ID or the client secret',
-        'Check that ZENDESK_CLIENT_ID is the Identifier of the OAuth client (a name such as my_oauth_app, not a '
-        'number), and that ZENDESK_CLIENT_SECRET is its secret. If the secret is lost, generate a new one in Admin '
-        'Center',
+        'Check that the client ID is the Identifier of the OAuth client (a name such as my_oauth_app, not a number), '
+        'and that the client secret is its Secret. If the secret is lost, generate a new one in Admin Center',
     ),
     'invalid_scope': (
         'The OAuth client does not allow this scope',
@@ -161,11 +194,11 @@ SETUP_ERRORS = {
 WRONG_ADDRESS = {
     '404': (
         'There is no Zendesk account at this address',
-        'Check ZENDESK_SUBDOMAIN: use the subdomain of the account, not of a brand',
+        'Check the subdomain: use the subdomain of the account, not of a brand',
     ),
     'a redirect': (
         'Zendesk redirects to another address',
-        'Check ZENDESK_SUBDOMAIN: use the current subdomain of the account, not a former one, a brand or an alias',
+        'Check the subdomain: use the current subdomain of the account, not a former one, a brand or an alias',
     ),
 }
 
@@ -190,6 +223,7 @@ class StoreError(ZendeskOAuthError):
     status = 503
     title = 'The app cannot access its stored data'
     advice = "Try again in a moment. The app's log has the cause."
+    retry_after: int | None = 10
 
 
 class LockTimeout(StoreError):
@@ -197,4 +231,3 @@ class LockTimeout(StoreError):
 
     title = 'The app is busy'
     advice = 'Wait a few seconds, then try again.'
-    retry_after = 10

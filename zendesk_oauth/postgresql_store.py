@@ -158,7 +158,7 @@ class PostgresqlStore(Store):
         self._execute(lambda db: db.execute(update(TOKENS).where(false()).values(dies_at=None)))
 
     @contextlib.contextmanager
-    def refresh_lock(self, user_id: str) -> Iterator[Record | None]:
+    def refresh_lock(self, user_id: str, timeout: float | None = None) -> Iterator[Record | None]:
         """
         Hold the user's lock: a row with an expiry time.
 
@@ -167,12 +167,11 @@ class PostgresqlStore(Store):
         the first one ends. It would also occupy a connection for each waiting request.
         """
         holder = secrets.token_hex(16)
-        deadline = time.monotonic() + REFRESH_TIMEOUT
+        timeout = REFRESH_TIMEOUT if timeout is None else timeout
+        deadline = time.monotonic() + timeout
         while (was_free := self._try_lock(user_id, holder)) is None:
             if time.monotonic() > deadline:
-                raise LockTimeout(
-                    f'Another refresh of the same tokens did not end within {REFRESH_TIMEOUT} s. Try again later'
-                )
+                raise LockTimeout(f'Another refresh of the same tokens did not end within {timeout} s. Try again later')
             time.sleep(LOCK_RETRY_INTERVAL)
 
         released = threading.Event()

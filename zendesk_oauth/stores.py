@@ -1,4 +1,4 @@
-"""The token store interface, and JsonFileStore, which stores the tokens in users.json."""
+"""The token store interface, JsonFileStore, which stores the tokens in a JSON file, and MemoryStore for tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -43,7 +44,8 @@ log = logging.getLogger('zendesk_oauth')
 
 class Store(Protocol):
     """
-    A token store. It maps a user id to a record, at least `{'access_token': str, 'refresh_token': str}`.
+    A token store. It maps a user id to a record, at least `{'access_token': str, 'refresh_token': str}`. The values of
+    other keys are strings, integers or None. Store them unchanged.
 
     Each method is atomic across threads, processes and machines, and its changes survive a crash. Each method can raise
     StoreError. `str(store)` is the name of the store in the log.
@@ -76,12 +78,12 @@ class Store(Protocol):
     def check_writable(self) -> None:
         """Raise StoreError if the store is not writable. Call it right before a refresh."""
 
-    def refresh_lock(self, user_id: str) -> AbstractContextManager[Record | None]:
+    def refresh_lock(self, user_id: str, timeout: float | None = None) -> AbstractContextManager[Record | None]:
         """
         Hold the lock for refreshing this user's tokens, and yield the current record or None.
 
         Raises:
-            LockTimeout: another refresh held the lock for REFRESH_TIMEOUT seconds.
+            LockTimeout: another refresh held the lock for `timeout` seconds, by default REFRESH_TIMEOUT.
         """
 
     def consume_once(self, key: str, expires_at: int) -> bool:
@@ -108,28 +110,26 @@ def purge_at(record: Any) -> int | None:
     return expires_at + GRACE if type(expires_at) is int else None
 
 
-class JsonFileStore(Store):
-    """
-    A plain-text JSON file, shared by all threads and processes of one machine.
+def has_expired(expires_at: Any) -> bool:
+    """Return whether the time (seconds since 1970) is in the past. None is unknown, so False."""
+    return type(expires_at) is int and expires_at < time.time()
 
-    `path` is the file, or a function that returns it. Edits by hand take effect at the next request. Writers lock the
-    file while they read, change and replace it. A mount cannot be replaced, and a symbolic link would be lost, so both
-    are refused. A file that is not a JSON object is renamed, never overwritten. The folder `users.json.d` next to it
-    holds the lock files and a marker for each consumed key.
-    """
 
-    def __init__(self, path: str | Callable[[], str]) -> None:
-        self._path = path
-        self._last_read: tuple[tuple[int, ...], dict[str, Any]] = (), {}  # a version of the file, and its records
+class _DictStore(Store):
+    """A store whose records are in one dictionary. A subclass defines how to read and how to change it."""
 
-    def __str__(self) -> str:
-        return self._path() if callable(self._path) else self._path
+    def _current(self) -> dict[str, Any]:
+        """Return the records; do not change them."""
+        raise NotImplementedError
+
+    def _changing(self) -> AbstractContextManager[dict[str, Any]]:
+        """Yield the records to change, while no other thread or process can change them."""
+        raise NotImplementedError
 
     def find(self, user_id: str) -> Record | None:
         return valid_record(self._current().get(user_id), self)
 
     def save(self, user_id: str, record: Record) -> None:
-        self._sweep_locks()
         with self._changing() as records:
             now = time.time()
             expired = [user_id for user_id, record in records.items() if (purge_at(record) or now) < now]
@@ -137,7 +137,7 @@ class JsonFileStore(Store):
                 log.info('Deleting records with expired refresh tokens: %s', len(expired))
             for expired_id in expired:
                 del records[expired_id]
-            records[user_id] = record
+            records[user_id] = dict(record)
 
     def remove(self, user_id: str) -> Record | None:
         with self._changing() as records:
@@ -151,8 +151,70 @@ class JsonFileStore(Store):
             if record is None:
                 del records[user_id]
             else:
-                records[user_id] = record
+                records[user_id] = dict(record)
             return record
+
+
+class MemoryStore(_DictStore):
+    """A store for tests: the records are in this object, and only the threads of this process share them."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Any] = {}
+        self._used: set[str] = set()
+        self._lock = threading.Lock()
+        self._refresh_locks: dict[str, threading.Lock] = {}
+
+    def __str__(self) -> str:
+        return 'memory'
+
+    def check_writable(self) -> None:
+        """Do nothing: memory is always writable."""
+
+    @contextlib.contextmanager
+    def refresh_lock(self, user_id: str, timeout: float | None = None) -> Iterator[Record | None]:
+        lock = self._refresh_locks.setdefault(user_id, threading.Lock())
+        if not lock.acquire(timeout=REFRESH_TIMEOUT if timeout is None else timeout):
+            raise LockTimeout('Another refresh of the same tokens did not end in time. Try again later')
+        try:
+            yield self.find(user_id)
+        finally:
+            lock.release()
+
+    def consume_once(self, key: str, expires_at: int) -> bool:
+        with self._lock:
+            is_new = key not in self._used
+            self._used.add(key)
+            return is_new
+
+    def _current(self) -> dict[str, Any]:
+        return self._records
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        with self._lock:
+            yield self._records
+
+
+class JsonFileStore(_DictStore):
+    """
+    A plain-text JSON file, shared by all threads and processes of one machine.
+
+    `path` is the file, or a function that returns it. Edits by hand take effect at the next request. Writers lock the
+    file while they read, change and replace it. A mount cannot be replaced, and a symbolic link would be lost, so both
+    are rejected. A file that is not a JSON object is renamed, never overwritten. A folder next to it, such as
+    `users.json.d`, holds the lock files and a marker for each consumed key.
+    """
+
+    def __init__(self, path: str | Path | Callable[[], str]) -> None:
+        self._path = path
+        self._last_read: tuple[tuple[int, ...], dict[str, Any]] = (), {}  # a version of the file, and its records
+
+    def __str__(self) -> str:
+        return str(self._path() if callable(self._path) else self._path)
+
+    def save(self, user_id: str, record: Record) -> None:
+        self._sweep_locks()
+        super().save(user_id, record)
 
     def check_setup(self) -> None:
         """Raise StoreError if the file cannot be read or replaced."""
@@ -182,10 +244,10 @@ class JsonFileStore(Store):
             pass
 
     @contextlib.contextmanager
-    def refresh_lock(self, user_id: str) -> Iterator[Record | None]:
+    def refresh_lock(self, user_id: str, timeout: float | None = None) -> Iterator[Record | None]:
         """Hold a lock file of this user. The operating system releases it if the process is killed."""
         name = hashlib.sha256(user_id.encode()).hexdigest()[:32]
-        with self._locked(name, REFRESH_TIMEOUT):
+        with self._locked(name, REFRESH_TIMEOUT if timeout is None else timeout):
             # Skip the cache: a file that changes twice within one tick of the file system's clock can look unchanged.
             yield valid_record(self._current(cached=False).get(user_id), self)
 
@@ -211,13 +273,11 @@ class JsonFileStore(Store):
         last_version, last_records = self._last_read
         if cached and last_version == version:
             return last_records
-        try:
-            records = self._read()
-        except _NotJson:
-            with self._locked('write', WRITE_TIMEOUT):
-                return self._read_or_rename()
-        self._last_read = version, records
-        return records
+        with contextlib.suppress(_NotJson):
+            self._last_read = version, self._read()
+            return self._last_read[1]
+        with self._locked('write', WRITE_TIMEOUT):
+            return self._read_or_rename()
 
     def _read(self) -> dict[str, Any]:
         with _or_store_error(f'{self} cannot be read'):
@@ -226,8 +286,8 @@ class JsonFileStore(Store):
                 records = json.loads(text)
             except FileNotFoundError:
                 return {}
-            except (ValueError, RecursionError) as error:
-                raise _NotJson from error
+            except (ValueError, RecursionError):
+                records = None
         if not isinstance(records, dict):
             raise _NotJson
         return records
@@ -284,11 +344,14 @@ class JsonFileStore(Store):
         """Hold the lock file with this name. Wait for it up to `timeout` seconds."""
         path = self._folder('locks') / f'{name}.lock'
         lock = FileLock(path, timeout=timeout, mode=0o600)
-        with _or_store_error(f'the lock {path} cannot be acquired'):
+        # The messages do not contain the name of the file, which is a hash of the user id.
+        with _or_store_error(f'a lock in {path.parent} cannot be acquired'):
             try:
                 lock.acquire()
-            except Timeout as error:
-                raise LockTimeout(f'The lock {path} was not released within {timeout} s. Try again later') from error
+            except Timeout:
+                raise LockTimeout(
+                    f'A lock in {path.parent} was not released within {timeout} s. Try again later'
+                ) from None
         try:
             yield
         finally:

@@ -47,21 +47,26 @@ def _time_left() -> float:  # seconds
 
 
 def send(
-    method: str, url: str, headers: Mapping[str, str], form: Mapping[str, Any], timeout: float, max_bytes: int
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, Any] | bytes,
+    timeout: float,
+    max_bytes: int,
 ) -> tuple[int, Mapping[str, str], bytes]:
     """
     Send one request. Return the status, the headers and the decompressed body, or raise one of FAILURES.
 
-    `timeout` (seconds) covers the whole exchange, except the DNS lookup: the resolver has its own timeout.
+    `body` is a form or bytes. `timeout` (seconds) covers the whole exchange. The DNS lookup has a separate timeout.
     Requests share persistent connections. If a reused connection fails before the response, a GET is sent again.
-    POST and DELETE are sent only once: a second POST could use the same refresh token (RFC 9110, section 9.2.2).
+    Other methods are sent only once: a second POST could use the same refresh token (RFC 9110, section 9.2.2).
     """
     connections = _Connections(os.getpid(), *urlsplit(url)[:2])  # cached: one object for each process and host
     request = connections.request.copy()  # faster than preparing a new one
     request.prepare_method(method)
     request.prepare_url(url, None)
     request.headers.update(headers)
-    request.prepare_body(form, None)
+    request.prepare_body(body, None)
     call = _Call(time.monotonic() + timeout, MAX_IDLE_GET)
     if method != 'GET':
         call.max_idle = MAX_IDLE_OTHER if time.monotonic() > connections.no_reuse_until else 0
@@ -145,16 +150,25 @@ class _DeadlineStream(io.RawIOBase):
         super().close()
 
 
+class _Response(HTTPResponse):
+    """A response with the deadline. It hides malformed headers from urllib3, which would log them, tokens included."""
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_DeadlineStream(sock, self.fp.detach()))
+
+    def begin(self) -> None:
+        super().begin()
+        self.headers.defects.clear()
+        self.headers.set_payload('')
+
+
 class _Connection(urllib3.connection.HTTPConnection):
     """Overrides for urllib3's HTTPConnection and HTTPSConnection. `_Connections` combines them with one of the two."""
 
     used_at = 0.0  # when the last response began (monotonic time)
 
-    @staticmethod
-    def response_class(sock: Any, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
-        response = HTTPResponse(sock, *args, **kwargs)
-        response.fp = io.BufferedReader(_DeadlineStream(sock, response.fp.detach()))
-        return response
+    response_class = _Response
 
     def connect(self) -> None:
         addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)

@@ -90,9 +90,14 @@ def test_a_response_with_any_status_is_returned(serve):
     assert response.headers['content-length'] == '8'
 
 
-@pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe\x00', b'[' * 200_000, b'1' * 5000])
-def test_json_returns_none_for_invalid_content(content):
-    assert Response(200, {}, content).json() is None
+def test_a_malformed_header_is_not_logged(serve, caplog):
+    """urllib3 would log the rest of the headers, here the body with a token."""
+    headers = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nbroken header\r\n{"access_token": "canary"}\r\n\r\n{}'
+    level = logging.getLogger('urllib3.connection').level
+    with caplog.at_level(logging.DEBUG):
+        assert send('GET', serve(headers)).content == b'{}'
+    assert 'canary' not in caplog.text
+    assert logging.getLogger('urllib3.connection').level == level == logging.NOTSET
 
 
 def test_repr_shows_neither_headers_nor_content():
@@ -146,7 +151,7 @@ def test_the_timeout_applies_to_a_large_request(serve, tls, trusted):
     address = serve(tls=tls)
     before = time.monotonic()
     with pytest.raises(ZendeskError):
-        send('POST', address, form={'grant': 'x' * 30_000_000}, timeout=0.5)
+        send('POST', address, body={'grant': 'x' * 30_000_000}, timeout=0.5)
     assert time.monotonic() - before < 3  # less than CONNECT_TIMEOUT: the deadline also limits sending
 
 
@@ -164,7 +169,7 @@ def test_sending_may_take_longer_than_connecting(tls, trusted, monkeypatch):
 
     with serving(read_slowly) as port:
         address = f'https://localhost:{port}/'
-        assert send('POST', address, form={'grant': 'x' * size}).status_code == 204
+        assert send('POST', address, body={'grant': 'x' * size}).status_code == 204
 
 
 @pytest.mark.parametrize('tls_to_proxy', [False, True])
@@ -307,6 +312,12 @@ def test_malformed_headers_are_not_logged(serve, capfd, caplog):
 OK = b'HTTP/1.1 200 OK\r\nSet-Cookie: canary=1; Path=/\r\nContent-Length: 2\r\n\r\n{}'
 
 
+def is_complete(request: bytes) -> bool:
+    head, _, body = request.partition(b'\r\n\r\n')
+    length = re.search(rb'Content-Length: (\d+)', head)
+    return b'\r\n\r\n' in request and len(body) == int(length[1] if length else 0)
+
+
 class KeepAliveServer:
     """A server that keeps its connections open and records the requests on each."""
 
@@ -325,7 +336,7 @@ class KeepAliveServer:
         with contextlib.suppress(OSError), maybe_tls(connection, self.tls) as stream:
             for _ in range(self.closes_after):
                 request = b''
-                while not request.endswith(b'grant=x' if b'Content-Length' in request else b'\r\n\r\n'):
+                while not is_complete(request):
                     piece = stream.recv(65536)
                     if not piece:
                         return
@@ -376,7 +387,7 @@ def either_server(request) -> KeepAliveServer:
 
 def test_all_requests_share_a_connection(either_server):
     for method in ('GET', 'POST', 'GET', 'DELETE', 'POST', 'GET'):
-        assert send(method, either_server.address, form={'grant': 'x'}).content == b'{}'
+        assert send(method, either_server.address, body={'grant': 'x'}).content == b'{}'
     assert either_server.request_counts == [6]
 
 
@@ -405,11 +416,19 @@ def test_no_password_from_netrc_is_sent(server, monkeypatch, tmp_path):
 
 
 def test_the_form_is_sent_in_the_body(server):
-    send('POST', server.address, form={'scope': 'a b', 'grant': 'x'})
+    send('POST', server.address, body={'scope': 'a b', 'grant': 'x'})
     [[request]] = server.connections
     assert '\r\nContent-Type: application/x-www-form-urlencoded\r\n' in request
     assert '\r\nAccept-Encoding: gzip, ' in request
     assert request.endswith('\r\n\r\nscope=a+b&grant=x')
+
+
+def test_a_body_of_bytes_is_sent_unchanged(server):
+    send('POST', server.address, headers={'Content-Type': 'application/json'}, body=b'{"a": 1}')
+    [[request]] = server.connections
+    assert '\r\nContent-Length: 8\r\n' in request
+    assert request.count('Content-Type: application/json') == request.count('Content-Type') == 1
+    assert request.endswith('\r\n\r\n{"a": 1}')
 
 
 def test_a_get_succeeds_after_the_server_closes_a_persistent_connection(server):
@@ -436,7 +455,7 @@ def test_requests_succeed_if_the_server_announces_each_close(server, method):
     server.response = OK.replace(b'\r\n', b'\r\nConnection: close\r\n', 1)
     server.closes_after = 1
     for _ in range(3):
-        assert send(method, server.address, form={'grant': 'x'}).content == b'{}'
+        assert send(method, server.address, body={'grant': 'x'}).content == b'{}'
     assert server.request_counts == [1, 1, 1]
 
 
@@ -458,16 +477,16 @@ def test_the_second_attempt_of_a_get_uses_a_new_connection(server):
     assert sorted(server.request_counts) in ([1, 1, 2], [1, 2])
 
 
-@pytest.mark.parametrize('method', ['POST', 'DELETE'])
-def test_post_and_delete_are_never_resent(server, method):
+@pytest.mark.parametrize('method', ['POST', 'PUT', 'PATCH', 'DELETE'])
+def test_other_methods_are_never_resent(server, method):
     server.closes_on = lambda requests: True
     with pytest.raises(ZendeskError, match='connection failed'):
-        send(method, server.address, form={'grant': 'x'})
+        send(method, server.address, body={'grant': 'x'})
     assert server.request_counts == [1]
     server.closes_on = lambda requests: len(requests) == 2
     send('GET', server.address)
     with pytest.raises(ZendeskError, match='connection failed'):
-        send(method, server.address, form={'grant': 'x'})
+        send(method, server.address, body={'grant': 'x'})
     assert server.request_counts == [1, 2]
 
 
@@ -481,7 +500,7 @@ def test_post_and_delete_reuse_a_connection_only_within_two_seconds(server, mono
         (1.9, 'DELETE', 3),
     ]:
         monotonic_clock.now += seconds
-        send(method, server.address, form={'grant': 'x'})
+        send(method, server.address, body={'grant': 'x'})
         assert len(server.connections) == connections, (seconds, method)
 
 
@@ -489,7 +508,7 @@ def test_post_and_delete_use_new_connections_for_ten_minutes_after_a_failure(ser
     send('GET', server.address)
     server.closes_on = lambda requests: len(requests) == 2
     with pytest.raises(ZendeskError):
-        send('POST', server.address, form={'grant': 'x'})
+        send('POST', server.address, body={'grant': 'x'})
     server.closes_on = lambda requests: False
     for seconds, method, connections in [
         (0, 'POST', 2),
@@ -501,7 +520,7 @@ def test_post_and_delete_use_new_connections_for_ten_minutes_after_a_failure(ser
         (0, 'DELETE', 5),  # ten minutes have passed
     ]:
         monotonic_clock.now += seconds
-        send(method, server.address, form={'grant': 'x'})
+        send(method, server.address, body={'grant': 'x'})
         assert len(server.connections) == connections, (seconds, method)
 
 
@@ -517,11 +536,11 @@ def test_post_still_reuses_connections_after_other_failures(server, broken):
         server.response = broken
     server.closes_on = lambda requests: not broken
     with pytest.raises(ZendeskError):
-        send('POST', server.address, form={'grant': 'x'}, timeout=0.3)
+        send('POST', server.address, body={'grant': 'x'}, timeout=0.3)
     server.response, server.closes_on = OK, lambda requests: False
     before = len(server.connections)
     for _ in range(2):
-        send('POST', server.address, form={'grant': 'x'})
+        send('POST', server.address, body={'grant': 'x'})
     assert len(server.connections) == before + 1
 
 
@@ -531,8 +550,8 @@ def test_a_failure_does_not_stop_reuse_for_other_hosts(server):
             send('GET', each.address)
         server.closes_on = lambda requests: len(requests) == 2
         with pytest.raises(ZendeskError):
-            send('POST', server.address, form={'grant': 'x'})
-        send('POST', other.address, form={'grant': 'x'})
+            send('POST', server.address, body={'grant': 'x'})
+        send('POST', other.address, body={'grant': 'x'})
         assert other.request_counts == [2]
 
 
@@ -568,7 +587,7 @@ def test_other_interim_responses_raise_and_close_the_connection(either_server, i
     send('GET', either_server.address)
     either_server.response = b'HTTP/1.1 ' + interim + b'\r\nLink: </x>\r\n\r\n' + OK.replace(b'{}', b'[]')
     with pytest.raises(ZendeskError, match='closed early'):
-        send(method, either_server.address, form={'grant': 'x'})
+        send(method, either_server.address, body={'grant': 'x'})
     either_server.response = OK
     assert send('GET', either_server.address).content == b'{}'
     assert either_server.request_counts == [2, 1]
@@ -585,7 +604,7 @@ def test_extra_bytes_after_a_response_are_not_the_next_response(either_server, m
     assert send('GET', either_server.address).content == b'{}'
     either_server.response = OK
     time.sleep(0.02)
-    assert send(method, either_server.address, form={'grant': 'x'}).content == b'{}'
+    assert send(method, either_server.address, body={'grant': 'x'}).content == b'{}'
     assert either_server.request_counts == [1, 1]
 
 
@@ -611,7 +630,7 @@ def test_a_connection_is_reused_only_if_the_end_of_the_response_is_clear(
     monotonic_clock.now = 1  # the machine has just started
     server.response = b'HTTP/1.1 ' + response
     for _ in range(2):
-        assert send('DELETE', server.address, form={'grant': 'x'}).content == content
+        assert send('DELETE', server.address, body={'grant': 'x'}).content == content
     assert len(server.connections) == connections
 
 
@@ -756,7 +775,7 @@ def test_extra_bytes_through_a_proxy_are_not_the_next_response(tunnel, distant_s
 @pytest.mark.parametrize('tunnel', ['http'], indirect=True)
 def test_requests_through_a_proxy_share_a_connection(tunnel, distant_server):
     for method in ('GET', 'POST', 'GET'):
-        assert send(method, distant_server.address, form={'grant': 'x'}).content == b'{}'
+        assert send(method, distant_server.address, body={'grant': 'x'}).content == b'{}'
     assert distant_server.request_counts == [3]
 
 

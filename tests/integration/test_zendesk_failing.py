@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from faulty_proxy import FaultyProxy
@@ -236,8 +236,6 @@ def untrusted(tls):
 def test_an_unreachable_zendesk_shows_an_error_page_and_keeps_the_grant(processes, variables, home, case, request):
     browser, late = HttpBrowser(home), HttpBrowser(home)
     browser.grant()
-    late.visit(f'{home}zendesk/auth')
-    callback = late.submit('allow', allow_redirects=False).headers['Location']
     addresses = {
         'closed port': f'http://127.0.0.1:{free_port()}',
         'no such host': 'https://no-such-host.invalid',
@@ -247,7 +245,8 @@ def test_an_unreachable_zendesk_shows_an_error_page_and_keeps_the_grant(processe
     processes.stop(port_of(variables))
     processes.start('app.py', port=port_of(variables), **{**variables, 'ZENDESK_BASE_URL': address})
     browser.visit(f'{home}profile')
-    late.visit(callback)
+    request_url = late.http.get(f'{home}zendesk/auth', allow_redirects=False).headers['Location']
+    late.visit(f'{home}zendesk/oauth/callback?code=x&state={parse_qs(urlsplit(request_url).query)["state"][0]}')
     assert (browser.status, late.status) == (502, 502)
     assert 'Try again' in browser.text
     assert ('REQUESTS_CA_BUNDLE' if 'certificate' in case else 'check the network') in processes.output

@@ -67,16 +67,16 @@ INVALID_SCOPE = {'status': 400, 'json': {'error': 'invalid_scope'}}
 NO_HELP_DESK = {'status': 404, 'body': '<html>There is no help desk configured at this address.'}
 ELSEWHERE = {'status': 302, 'headers': {'Location': 'https://elsewhere.example/'}}
 ANONYMOUS = {'json': {'user': {'id': None, 'name': 'Anonymous user', 'role': 'end-user'}}}
-SECRET = ('Zendesk rejected the client ID or the client secret', ['ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET'])
+SECRET = ('Zendesk rejected the client ID or the client secret', ['client ID', 'client secret'])
 NOT_ALLOWED = ('The OAuth client does not allow this scope', ['add the scope users:read'])
-NO_ZENDESK = ('There is no Zendesk account at this address', ['Check ZENDESK_SUBDOMAIN', 'not of a brand'])
-MOVED = ('Zendesk redirects to another address', ['Check ZENDESK_SUBDOMAIN', 'a former one', 'an alias'])
+NO_ZENDESK = ('There is no Zendesk account at this address', ['Check the subdomain', 'not of a brand'])
+MOVED = ('Zendesk redirects to another address', ['Check the subdomain', 'a former one', 'an alias'])
 
 
 @pytest.mark.parametrize(
     ('visit', 'status', 'title', 'reads', 'logs'),
     [
-        (exchange(**INVALID_CLIENT), 502, *SECRET, ['invalid_client', 'ZENDESK_CLIENT_SECRET']),
+        (exchange(**INVALID_CLIENT), 502, *SECRET, ['invalid_client', 'client secret']),
         (refresh(**INVALID_CLIENT), 502, *SECRET, ['invalid_client']),
         (exchange(**INVALID_SCOPE), 502, *NOT_ALLOWED, ['invalid_scope', 'add the scope users:read']),
         (authorization(error='invalid_scope'), 502, *NOT_ALLOWED, ['invalid_scope']),
@@ -87,7 +87,7 @@ MOVED = ('Zendesk redirects to another address', ['Check ZENDESK_SUBDOMAIN', 'a 
             ['Confidential', 'redirect URLs', 'restart it'],
             ['unauthorized_client'],
         ),
-        (exchange(**NO_HELP_DESK), 502, *NO_ZENDESK, ['404', 'Check ZENDESK_SUBDOMAIN']),
+        (exchange(**NO_HELP_DESK), 502, *NO_ZENDESK, ['404', 'Check the subdomain']),
         (profile(**NO_HELP_DESK), 502, *NO_ZENDESK, ['404']),
         (exchange(**ELSEWHERE), 502, *MOVED, ['redirect']),
         (profile(**ELSEWHERE), 502, *MOVED, ['redirect']),
@@ -95,7 +95,7 @@ MOVED = ('Zendesk redirects to another address', ['Check ZENDESK_SUBDOMAIN', 'a 
             exchange(**INVALID_GRANT),
             400,
             'The authorization code is no longer valid',
-            ['two minutes', 'REDIRECT_URI', 'Start again'],
+            ['two minutes', 'redirect URI', 'Start again'],
             ['invalid_grant', 'older than 120 seconds', 'does not match one of'],
         ),
         (too_late, 400, 'That took too long', ['ten minutes', 'Start again'], ['expired', 'can start again']),
@@ -137,7 +137,7 @@ def test_each_failure_has_its_own_message(alice, zendesk, clock, log, visit, sta
 @pytest.mark.parametrize('response', [INVALID_GRANT, {'json': {'access_token': 'x'}}])
 def test_an_invalid_refresh_token_does_not_blame_the_redirect_uri(alice, zendesk, log, response):
     refresh(**response)(alice, zendesk, None)
-    assert 'REDIRECT_URI' not in ''.join(log)
+    assert 'redirect URI' not in ''.join(log)
 
 
 def test_a_narrower_scope_is_logged(alice, zendesk, clock, log):

@@ -33,6 +33,7 @@ REFRESH = form(
     refresh_token_expires_in='604800',
     scope='users:read',
 )
+GRANTED = {**OLD, 'scope': 'users:read'}
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_revoke_tokens_refreshes_an_expired_or_unusable_access_token_first(oauth
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, match=[REFRESH])
     zendesk.delete(REVOKE, status=204, match=[bearer('new-access')])
     zendesk.get(SHOW_SELF, status=401, match=[bearer('new-access')])
-    assert oauth.revoke_tokens({**OLD, 'access_token': access_token}) is True
+    assert oauth.revoke_tokens({**GRANTED, 'access_token': access_token}) is True
     assert requests_to(zendesk, TOKEN_ENDPOINT) == 1
     assert requests_to(zendesk, REVOKE) == 1 + (access_token == 'old-access')
     assert db.find('alice') == OLD  # the caller updates the store

@@ -88,8 +88,8 @@ def send(request, oauth, zendesk):
         ({'status': 502, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
         ({'status': 503, 'body': '<html>'}, ZendeskUnavailable, 503, 'unavailable'),
         ({'status': 429, 'body': 'Number of allowed API requests exceeded'}, RateLimited, 503, 'too many requests'),
-        ({'status': 404, 'body': '<html>No help desk here'}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
-        ({'status': 301, 'headers': {'Location': 'https://evil.example/'}}, SetupError, 502, 'ZENDESK_SUBDOMAIN'),
+        ({'status': 404, 'body': '<html>No help desk here'}, SetupError, 502, 'the subdomain'),
+        ({'status': 301, 'headers': {'Location': 'https://evil.example/'}}, SetupError, 502, 'the subdomain'),
         ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
         ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
         ({'status': 418}, ZendeskError, 502, 'undocumented status: 418'),
@@ -174,7 +174,12 @@ def test_request_tokens_sends_the_form_unchanged_and_returns_the_tokens(oauth, z
     clock.now = 1_800_000_000
     exactly = form(**{name: str(value) for name, value in fields.items()})
     zendesk.post(TOKEN_ENDPOINT, json=NEW_TOKENS, status=status, match=[exactly])
-    assert oauth.request_tokens(fields) == {**NEW, 'refresh_token_expires_at': 1_800_604_800}
+    assert oauth.request_tokens(fields) == {
+        **NEW,
+        'access_token_expires_at': 1_800_000_360,
+        'refresh_token_expires_at': 1_800_604_800,
+        'scope': 'users:read',
+    }
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,9 @@ def test_the_expiry_is_unknown_if_the_lifetime_is_malformed(oauth, zendesk, cloc
 
 def test_request_tokens_accepts_a_response_without_a_refresh_token(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, json={'access_token': 'only-access', 'token_type': 'bearer', 'expires_in': 360})
-    assert oauth.request_tokens(CODE_FORM) == {'access_token': 'only-access'}
+    tokens = oauth.request_tokens(CODE_FORM)
+    assert tokens['access_token'] == 'only-access'
+    assert not any(name.startswith('refresh_token') for name in tokens)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,7 @@ def test_a_malformed_access_token_is_refused_at_a_refresh(oauth, zendesk, change
 @pytest.mark.parametrize('token', [None, 5, '', ['a'], 'with space', 'a\nb', 'ä', 'x' * 4097, ...])
 def test_a_malformed_refresh_token_is_omitted_at_a_refresh(oauth, zendesk, package_log, token):
     zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, 'refresh_token': token}))
-    assert oauth.request_tokens(REFRESH_FORM) == {'access_token': 'new-access'}
+    assert set(oauth.request_tokens(REFRESH_FORM)) == {'access_token', 'access_token_expires_at', 'scope'}
     assert 'Zendesk returned no valid refresh token: keeping the old one' in [
         record.getMessage() for record in package_log
     ]
@@ -290,7 +297,7 @@ def test_the_scope_is_optional_in_the_form(oauth, zendesk, package_log, error):
 
 @pytest.mark.parametrize('status', [400, 401, 403])
 @pytest.mark.parametrize(
-    ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*REDIRECT_URI'), (REFRESH_FORM, 'the refresh token is')]
+    ('fields', 'cause'), [(CODE_FORM, 'older than 120 seconds.*redirect URI'), (REFRESH_FORM, 'the refresh token is')]
 )
 def test_invalid_grant_names_the_cause_with_any_client_error_status(oauth, zendesk, status, fields, cause):
     zendesk.post(TOKEN_ENDPOINT, status=status, json={'error': 'invalid_grant'})
@@ -320,7 +327,7 @@ def test_a_setup_error_names_the_settings_to_check(oauth, zendesk, status, error
 
 def test_the_invalid_client_error_names_both_settings(oauth, zendesk):
     zendesk.post(TOKEN_ENDPOINT, status=401, json={'error': 'invalid_client'})
-    with pytest.raises(SetupError, match=r'ZENDESK_CLIENT_ID.*ZENDESK_CLIENT_SECRET'):
+    with pytest.raises(SetupError, match=r'client ID.*client secret'):
         oauth.request_tokens(REFRESH_FORM)
 
 
