@@ -24,6 +24,8 @@ from helpers import OLD, OTHER, Browser, store
 
 import app as app_module
 
+pytest.register_assert_rewrite('store_suite')
+
 
 def pytest_addoption(parser):
     parser.addoption('--no-skips', action='store_true', help='fail if any test is skipped')

@@ -134,12 +134,6 @@ def db(request, tmp_path, monkeypatch) -> Store:
 
 
 @pytest.fixture
-def short_lock_timeout(db, monkeypatch) -> None:
-    """Wait at most 0.1 s for a refresh lock."""
-    monkeypatch.setattr(f'{type(db).__module__}.REFRESH_TIMEOUT', 0.1)
-
-
-@pytest.fixture
 def read_only(db, request) -> Iterator[None]:
     """Make the store read-only."""
     if isinstance(db, JsonFileStore):

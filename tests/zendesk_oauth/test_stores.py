@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -18,7 +19,7 @@ from helpers import LATER, NEW, OLD, OTHER, records, store
 
 from zendesk_oauth import JsonFileStore, stores
 from zendesk_oauth.errors import LockTimeout, StoreError
-from zendesk_oauth.stores import GRACE, HOUR, SPARE, SWEEP, write_private_file
+from zendesk_oauth.stores import HOUR, SPARE, SWEEP, write_private_file
 
 WEEK = 7 * 24 * 3600
 
@@ -74,20 +75,6 @@ def each_write(db: JsonFileStore) -> list:
 # --- Records --- #
 
 
-def test_a_saved_record_is_found(db):
-    record = {**OLD, 'refresh_token_expires_at': None, 'scope': 'users:read', 'of': {'name': 'Zoë 山田 "\\'}}
-    db.save('Zoë 山田', record)
-    assert db.find('Zoë 山田') == record
-    assert JsonFileStore('users.json').find('Zoë 山田') == record
-    assert db.find('bob') is None
-
-
-def test_a_record_without_a_refresh_token_is_valid(db):
-    record = {'access_token': 'a', 'refresh_token': ''}
-    db.save('alice', record)
-    assert db.find('alice') == record
-
-
 def test_the_file_is_sorted_and_indented_json(db):
     db.save('bob', OTHER)
     db.save('alice', {'refresh_token': 'r', 'access_token': 'a'})
@@ -97,116 +84,6 @@ def test_the_file_is_sorted_and_indented_json(db):
         '  "bob": {\n    "access_token": "other-access",\n    "refresh_token": "other-refresh"\n  }\n'
         '}\n'
     )
-
-
-def test_remove_returns_the_record_and_keeps_the_others(db):
-    store(alice=OLD, bob=OTHER)
-    assert db.remove('alice') == OLD
-    assert db.remove('alice') is None
-    assert records() == {'bob': OTHER}
-
-
-def test_replace_changes_the_record_if_the_refresh_token_matches(db):
-    store(alice=OLD, bob=OLD)
-    assert db.replace('alice', 'old-refresh', NEW) == NEW
-    assert records() == {'alice': NEW, 'bob': OLD}
-    assert db.replace('alice', 'new-refresh', None) is None
-    assert records() == {'bob': OLD}
-
-
-@pytest.mark.parametrize('record', [OTHER, None])
-def test_replace_changes_nothing_if_the_refresh_token_differs(db, record):
-    store(alice=NEW)
-    assert db.replace('alice', 'old-refresh', record) == NEW
-    assert db.replace('bob', 'old-refresh', record) is None
-    assert records() == {'alice': NEW}
-
-
-def test_one_of_twenty_concurrent_replacements_succeeds(db):
-    store(alice=OLD)
-    new = [{'access_token': f'a{number}', 'refresh_token': f'r{number}'} for number in range(20)]
-    with ThreadPoolExecutor(20) as pool:
-        kept = list(pool.map(lambda record: db.replace('alice', 'old-refresh', record), new))
-    assert kept == [db.find('alice')] * 20
-    assert kept[0] in new
-
-
-def test_concurrent_writers_lose_no_record(db):
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: db.save(f'user-{number}', OLD), range(40)))
-    assert len(records()) == 40
-
-
-@pytest.mark.parametrize(
-    'record', [None, 5, 'text', [], {}, {'access_token': 'a'}, {'access_token': 'a', 'refresh_token': 5}]
-)
-def test_a_malformed_record_affects_only_its_user(db, package_log, record):
-    store(alice=record, bob=OLD)
-    assert db.find('alice') is None
-    assert sum('without tokens' in line.getMessage() for line in package_log) == (record is not None)
-    with db.refresh_lock('alice') as stored:
-        assert stored is None
-    assert db.replace('alice', 'old-refresh', NEW) is None
-    assert records() == {'alice': record, 'bob': OLD}
-    assert db.remove('alice') is None
-    assert records() == {'bob': OLD}
-    store(alice=record, bob=OLD)
-    db.save('alice', NEW)
-    assert records() == {'alice': NEW, 'bob': OLD}
-
-
-def test_changing_a_returned_record_does_not_change_the_store(db):
-    store(alice=OLD)
-    db.find('alice')['access_token'] = 'changed'
-    with db.refresh_lock('alice') as stored:
-        stored['access_token'] = 'changed'
-    assert db.find('alice') == OLD
-
-
-# --- Records whose refresh token has expired --- #
-
-
-def test_a_grant_deletes_records_that_expired_a_day_ago(db, clock, package_log):
-    clock.now = now = 1_800_000_000
-    store(
-        alice={**OLD, 'refresh_token_expires_at': now + WEEK},
-        bob={**OLD, 'refresh_token_expires_at': now + 2 * WEEK},
-        carol=OLD,
-    )
-    clock.advance(WEEK + GRACE)
-    db.save('dave', OLD)
-    assert set(records()) == {'alice', 'bob', 'carol', 'dave'}
-    assert not package_log
-    clock.advance(1)
-    db.save('erin', OLD)
-    assert set(records()) == {'bob', 'carol', 'dave', 'erin'}
-    [line] = package_log
-    assert line.getMessage() == 'Deleting records with expired refresh tokens: 1'
-
-
-def test_a_refresh_updates_the_expiry_of_its_record(db, clock):
-    clock.now = 1_800_000_000
-    store(alice={**OLD, 'refresh_token_expires_at': 1_800_000_000})
-    db.replace('alice', 'old-refresh', {**NEW, 'refresh_token_expires_at': 1_900_000_000})
-    clock.advance(2 * GRACE)
-    db.save('bob', OLD)
-    assert set(records()) == {'alice', 'bob'}
-
-
-def test_a_refresh_deletes_no_expired_records(db):
-    """Keep tokens that Zendesk has just issued, even if the clock is wrong."""
-    expired = {**OLD, 'refresh_token_expires_at': 5}
-    store(alice=expired, bob=expired)
-    db.check_writable()
-    assert db.replace('alice', 'old-refresh', NEW) == NEW
-    assert records() == {'alice': NEW, 'bob': expired}
-
-
-@pytest.mark.parametrize('expires_at', ['5', None, [], {}, True, 5.0])
-def test_a_record_with_a_malformed_expiry_is_kept(db, expires_at):
-    store(alice={**OLD, 'refresh_token_expires_at': expires_at}, bob=5)
-    db.save('carol', OLD)
-    assert set(records()) == {'alice', 'bob', 'carol'}
 
 
 # --- Reading --- #
@@ -465,7 +342,7 @@ def test_each_write_raises_if_the_folder_is_missing(db):
 
 def test_check_writable_raises_if_the_lock_file_is_a_folder(db):
     Path('users.json.d/locks/write.lock').mkdir(parents=True)
-    with pytest.raises(StoreError, match=r'write\.lock cannot be acquired'):
+    with pytest.raises(StoreError, match=r'a lock in .*locks cannot be acquired'):
         db.check_writable()
 
 
@@ -833,17 +710,6 @@ def test_no_file_is_left_open(db):
 
 
 @pytest.mark.usefixtures('short_timeouts')
-def test_the_refresh_lock_admits_one_holder_per_user(db):
-    with db.refresh_lock('alice'):
-        with pytest.raises(LockTimeout), db.refresh_lock('alice'):
-            pass
-        with db.refresh_lock('bob'):
-            pass
-    with db.refresh_lock('alice'):
-        pass
-
-
-@pytest.mark.usefixtures('short_timeouts')
 def test_a_failed_refresh_releases_the_lock(db, monkeypatch):
     kept = []  # a lock that is garbage-collected releases itself
     monkeypatch.setattr(stores, 'FileLock', lambda *args, **kwargs: kept.append(FileLock(*args, **kwargs)) or kept[-1])
@@ -871,19 +737,6 @@ def test_a_deleted_lock_file_is_created_again(db):
 
 
 # --- Keys that can be consumed once --- #
-
-
-def test_a_key_is_consumed_once_by_twenty_concurrent_callers(db):
-    barrier = threading.Barrier(20)
-
-    def consume(_) -> bool:
-        barrier.wait()
-        return db.consume_once('key', LATER)
-
-    with ThreadPoolExecutor(20) as pool:
-        assert sorted(pool.map(consume, range(20))) == [False] * 19 + [True]
-    assert db.consume_once('other', LATER)
-    assert not JsonFileStore('users.json').consume_once('key', LATER)
 
 
 def test_a_key_is_marked_as_used_atomically(db, monkeypatch):
@@ -1078,3 +931,28 @@ def test_the_refresh_lock_has_one_holder_during_sweeps(db):
             future.result(60)
     assert set(most) == {1}
     assert len(most) == 8 * 15 * 2
+
+
+def test_the_messages_of_locks_do_not_contain_a_hash_of_the_user_id(db, short_timeouts):
+    with db.refresh_lock('alice'), pytest.raises(LockTimeout) as raised, db.refresh_lock('alice'):
+        pass
+    assert hashlib.sha256(b'alice').hexdigest()[:8] not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+def test_an_error_after_a_broken_file_does_not_contain_its_content(db, short_timeouts, monkeypatch):
+    Path('users.json').write_text('{"alice": {"access_token": "canary"')
+
+    def no_permission(*args):
+        raise OSError(13, 'Permission denied')
+
+    monkeypatch.setattr(Path, 'rename', no_permission)
+    with pytest.raises(StoreError) as raised:
+        db.find('alice')
+    error, chain = raised.value, []
+    while error:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    assert len(chain) > 1
+    assert '_NotJson' not in str(chain)  # its frames contain the text
+    assert not any('canary' in str(vars(error)) + str(error) + getattr(error, 'doc', '') for error in chain)
