@@ -25,7 +25,7 @@ import requests
 from settings import OPTIONAL
 
 PROJECT = Path(__file__).parents[2]
-FOLDERS = ('practice_zendesk', 'static', 'templates', 'web', 'zendesk_oauth')
+FOLDERS = ('examples', 'practice_zendesk', 'static', 'templates', 'web', 'zendesk_oauth')
 SETTINGS = ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_SUBDOMAIN', 'REDIRECT_URI')
 
 # The practice users.
@@ -41,13 +41,13 @@ class Processes:
         self.running: dict[int, subprocess.Popen] = {}
         copy_project(folder)
 
-    def start(self, *command: str, port: int, **variables: str) -> None:
-        """Start a server and wait until it listens on the port."""
+    def start(self, *command: str, port: int, folder: str = '.', **variables: str) -> None:
+        """Start a server in a folder of the copy, and wait until it listens on the port."""
         with (self.folder / 'output.txt').open('ab') as output:
             process = subprocess.Popen(
                 [sys.executable, *command],
-                cwd=self.folder,
-                env=environment(PYTHONPATH='', **variables),
+                cwd=self.folder / folder,
+                env=environment(**{'PYTHONPATH': '', **variables}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -71,12 +71,12 @@ class Processes:
         self.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **settings)
         return settings
 
-    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end, and return its exit code and output."""
+    def run(self, *command: str, folder: str = '.', **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program in a folder of the copy to its end, and return its exit code and output."""
         return subprocess.run(
             [sys.executable, *command],
-            cwd=self.folder,
-            env=environment(PYTHONPATH='', **variables),
+            cwd=self.folder / folder,
+            env=environment(**{'PYTHONPATH': '', **variables}),
             capture_output=True,
             text=True,
             timeout=60,
@@ -127,6 +127,11 @@ class Processes:
         """Expire all access tokens that the practice Zendesk has issued."""
         with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db, db:
             db.execute('UPDATE tokens SET access_expires_at = 0')
+
+    def end_grants(self) -> None:
+        """Make all tokens invalid that the practice Zendesk has issued."""
+        with contextlib.closing(sqlite3.connect(self.folder / 'practice_zendesk.db', timeout=60)) as db, db:
+            db.execute('DELETE FROM tokens')
 
     def valid_grants(self) -> int:
         """Return the number of valid refresh tokens at the practice Zendesk."""
@@ -203,7 +208,7 @@ def copy_project(folder: Path) -> None:
     for path in PROJECT.glob('*.py'):
         shutil.copy(path, folder)
     for name in FOLDERS:
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__', 'instance'))
 
 
 def request_profiles(home: str, browsers: list[HttpBrowser], times: int) -> list[requests.Response]:
