@@ -213,6 +213,16 @@ def test_the_same_callback_ten_times_at_once_connects_once(helpdesk, processes):
     assert len(processes.request_log('exchange')) == 1
 
 
+def test_a_failed_exchange_can_be_repeated(helpdesk, processes):
+    alice = helpdesk.sign_up('alice')
+    alice.press('Connect Zendesk')
+    processes.set_faults({'call': 'exchange', 'status': 503})
+    alice.decide('allow')
+    assert (alice.status, '<a class="button" href="">Try again</a>' in alice.text) == (503, True)
+    alice.visit(alice.address)
+    assert len(alice.subjects) == 100
+
+
 def test_a_narrower_grant_is_shown(processes):
     helpdesk = Helpdesk(processes, client_id='narrow_client')
     alice = helpdesk.sign_up('alice')

@@ -118,6 +118,12 @@ def test_each_user_can_have_their_own_account(product, browser):
     assert (page.status_code, page.text) == (400, 'zendesk_error.html: This is not a Zendesk subdomain')
 
 
+def test_the_id_of_an_account_belongs_to_the_signed_in_user(product):
+    assert product.id_of_account(4) == 'alice:4'
+    product.user.id = None
+    assert product.id_of_account(4) is None
+
+
 def test_the_test_in_the_page_passes(product, monkeypatch):
     product.test_ticket_subjects(monkeypatch)
 
