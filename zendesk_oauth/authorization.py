@@ -141,30 +141,32 @@ class Authorization:
             AuthorizationError: the state is missing, malformed or unknown, or another user started the request.
         """
         state = _only(query, 'state')
+        started, account, next_url, user_hash = self._cookie_content(cookies, state)
+        if not -CLOCK_SKEW <= time.time() - started <= LIFETIME:
+            raise AuthorizationExpired(
+                'The authorization request has expired. The user can start again', next_url=next_url
+            )
+        if user_hash and not hmac.compare_digest(user_hash, self._user_hash(state, user_id)):
+            raise user_mismatch(user_id, next_url)
+        if zendesk_url not in (None, account):
+            raise AuthorizationError(
+                'The Zendesk account in the settings has changed since the request. The user can start again',
+                next_url=next_url,
+            )
+        return VerifiedState(state, started + LIFETIME + 2 * CLOCK_SKEW, account, next_url)
+
+    def _cookie_content(self, cookies: Mapping[str, str], state: str) -> tuple[int, str, str, str]:
+        """Return the start time, the account, `next_url` and the user hash from the signed cookie of this state."""
         name_pattern = re.compile(f'{self._cookie_prefix}([0-9]{{1,12}})_{re.escape(digest(state)[:16])}')
         pending = [name for name in cookies if name.startswith(self._cookie_prefix)]
         for name in pending:
             match = name_pattern.fullmatch(name)
             started = int(match[1]) if match else 0
             content, _, signature = cookies[name].encode('utf-8', 'replace').decode().rpartition('.')
-            if (
-                match
-                and content
-                and hmac.compare_digest(signature.encode(), self._signature(started, state, content).encode())
-            ):
+            expected = self._signature(started, state, content)
+            if match and content and hmac.compare_digest(signature.encode(), expected.encode()):
                 account, next_url, user_hash = json.loads(base64.urlsafe_b64decode(content + '=='))
-                if not -CLOCK_SKEW <= time.time() - started <= LIFETIME:
-                    raise AuthorizationExpired(
-                        'The authorization request has expired. The user can start again', next_url=next_url
-                    )
-                if user_hash and not hmac.compare_digest(user_hash, self._user_hash(state, user_id)):
-                    raise user_mismatch(user_id, next_url)
-                if zendesk_url not in (None, account):
-                    raise AuthorizationError(
-                        'The Zendesk account in the settings has changed since the request. The user can start again',
-                        next_url=next_url,
-                    )
-                return VerifiedState(state, started + LIFETIME + 2 * CLOCK_SKEW, account, next_url)
+                return started, account, next_url, user_hash
         if not pending:
             origin = '{0.scheme}://{0.netloc}'.format(urlsplit(self._redirect_uri))
             raise StateCookieMissing(

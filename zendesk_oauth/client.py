@@ -291,7 +291,7 @@ class ZendeskOAuth(TokenClient):
         return self._found(self.store.find(user_id))
 
     def _connection(self, user_id: str, record: Record, next_url: str = '/') -> Connection:
-        scope = record['scope'] if endpoints.is_scope(record.get('scope')) else None  # None: unknown
+        scope = endpoints.granted_scope(record)
         granted = set((scope or '').split())
         # `read` includes `tickets:read`.
         missing = [name for name in self._scope.split() if not granted & {name, name.rpartition(':')[2]}]

@@ -132,7 +132,7 @@ def send_with_token(zendesk_url: str, access_token: str, method: str, path: str,
 
     If the access token cannot be sent in a header, return a 401 without a request.
     """
-    if not TOKEN.fullmatch(access_token):
+    if not is_token(access_token):
         return Response(401, {}, b'')  # Zendesk never issues such a token: it was edited by hand
     headers = {**options.pop('headers', EMPTY), 'Authorization': f'Bearer {access_token}'}
     return send(zendesk_url, method, path, headers=headers, **options)
@@ -382,6 +382,11 @@ def _token(data: dict[str, Any], name: str) -> str:
 
 def is_token(value: Any) -> bool:
     return isinstance(value, str) and TOKEN.fullmatch(value) is not None
+
+
+def granted_scope(record: Mapping[str, Any]) -> str | None:
+    """Return the scope of a stored record, or None if it is unknown or malformed."""
+    return record['scope'] if is_scope(record.get('scope')) else None
 
 
 def is_scope(value: Any) -> bool:

@@ -189,12 +189,11 @@ class Session:
         try:
             return self._refresh(record, still_valid)
         except (ZendeskError, StoreError) as error:
-            if still_valid and isinstance(error, LockTimeout):
-                return record  # another request is refreshing the tokens
             tokens_are_lost = isinstance(error, StoreError) and error.reauthorize
             if not still_valid or tokens_are_lost:
                 raise
-            log.warning('The access token is still valid, but the early refresh failed. %s', error)
+            if not isinstance(error, LockTimeout):  # else another request is refreshing the tokens
+                log.warning('The access token is still valid, but the early refresh failed. %s', error)
             return record
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from zendesk_oauth import endpoints, signals, urls
-from zendesk_oauth.endpoints import CALL_TIMEOUT, TOKEN, Response
+from zendesk_oauth.endpoints import CALL_TIMEOUT, Response
 from zendesk_oauth.errors import (
     InvalidGrant,
     NewTokenRejected,
@@ -71,7 +71,7 @@ class TokenClient:
         self, zendesk_url: str, form: Mapping[str, Any], *, to_be_stored: bool = True
     ) -> dict[str, Any]:
         if form['grant_type'] == 'refresh_token':
-            if not TOKEN.fullmatch(form['refresh_token']):
+            if not endpoints.is_token(form['refresh_token']):
                 log.info('No usable refresh token is stored: not sending a request')
                 raise InvalidGrant(
                     'No usable refresh token is stored: the OAuth client issues none, or the stored token was edited'
@@ -170,8 +170,9 @@ class TokenClient:
 
     def _refresh_form(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
         """Return a refresh request with the granted scope: a refresh cannot extend it (RFC 6749, section 6)."""
-        scope = {'scope': tokens['scope']} if tokens.get('scope') and endpoints.is_scope(tokens['scope']) else {}
-        return self._form(grant_type='refresh_token', refresh_token=tokens.get('refresh_token', ''), **scope)
+        scope = endpoints.granted_scope(tokens)
+        form = self._form(grant_type='refresh_token', refresh_token=tokens.get('refresh_token', ''))
+        return {**form, 'scope': scope} if scope else form
 
     # --- The stored tokens --- #
 

@@ -20,6 +20,7 @@ import requests
 import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, default_headers, get_environ_proxies, select_proxy
 
+LOOPBACK = ('localhost', '127.0.0.1', '::1')
 CONNECT_TIMEOUT = 3  # seconds for each IP address of the host; less with four or more addresses, or a short deadline
 MAX_IDLE_GET = 30  # seconds idle after which a GET uses a new connection: a firewall may have dropped the old one
 MAX_IDLE_OTHER = 2  # the same for POST and DELETE, which are never sent twice: few servers close this early
@@ -93,7 +94,7 @@ class _Connections(requests.adapters.HTTPAdapter):
         url = f'{scheme}://{host}'
         # Without a Session, which would share cookies between users and send passwords from ~/.netrc.
         self.request = requests.Request('GET', url, default_headers()).prepare()
-        is_local = urlsplit(url).hostname in ('localhost', '127.0.0.1', '::1')
+        is_local = urlsplit(url).hostname in LOOPBACK
         self._proxies = {} if is_local else get_environ_proxies(url)
         tls = _tls_context(os.getenv('REQUESTS_CA_BUNDLE') or os.getenv('CURL_CA_BUNDLE') or DEFAULT_CA_BUNDLE_PATH)
         manager = self.poolmanager

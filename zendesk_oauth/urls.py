@@ -6,9 +6,9 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from zendesk_oauth.errors import AuthorizationError
+from zendesk_oauth.transport import LOOPBACK
 
 LABEL = '[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?'
-LOOPBACK = ('localhost', '127.0.0.1', '::1')
 MAX_NEXT_URL = 1000  # bytes: it is stored in a cookie
 
 
@@ -85,13 +85,11 @@ def api_path(address: str, zendesk_url: str | None) -> str:
             would lead to another endpoint.
     """
     path = address if isinstance(address, str) else ''
-    match = re.match(r'https://[^/]*(?=/)', path, re.IGNORECASE) if zendesk_url is None else None
-    if match and is_account_url(match[0].lower()):
-        path = address[match.end() :]
-    elif zendesk_url and path.lower().startswith(f'{zendesk_url}/'):
-        path = address[len(zendesk_url) :]
+    origin = '/'.join(path.split('/')[:3]).lower()  # https://host, if it is a URL
+    if is_account_url(origin) if zendesk_url is None else origin == zendesk_url:
+        path = path[len(origin) :]
     if not path.startswith('/') or path.startswith('//'):
         raise ValueError('The path must start with one slash, or be a URL of the same Zendesk account')
     if re.search(r'[\x00-\x1f\x7f\\#]', path) or re.search(r'/\.\.?(/|$)', unquote(path.partition('?')[0])):
         raise ValueError('The path must not contain control characters, backslashes, fragments or dot segments')
-    return address if match else path
+    return address if zendesk_url is None else path

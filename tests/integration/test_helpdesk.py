@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urljoin
 
@@ -49,6 +51,14 @@ class HelpdeskBrowser(HttpBrowser):
         self.visit(self.home)
         self.press('Connect Zendesk')
         self.decide('allow', user)
+
+    @contextlib.contextmanager
+    def in_another_tab(self) -> Iterator[None]:
+        """Open the home page, and return to the current page at the end."""
+        page = self.page
+        self.visit(self.home)
+        yield
+        self.page = page
 
     @property
     def subjects(self) -> list[str]:
@@ -161,10 +171,8 @@ def test_a_denial_shows_a_page_with_a_connect_button(helpdesk):
 def test_signing_out_while_connecting_shows_an_error_page(helpdesk, processes):
     alice = helpdesk.sign_up('alice')
     alice.press('Connect Zendesk')
-    consent = alice.page
-    alice.visit(helpdesk.home)
-    alice.press('Sign out')
-    alice.page = consent
+    with alice.in_another_tab():
+        alice.press('Sign out')
     alice.decide('allow')
     assert (alice.status, 'You are not signed in' in alice.text) == (400, True)
     assert processes.request_log('exchange') == []
@@ -177,12 +185,10 @@ def test_signing_out_while_connecting_shows_an_error_page(helpdesk, processes):
 def test_another_account_of_the_same_browser_cannot_complete(helpdesk, processes):
     alice = helpdesk.sign_up('alice')
     alice.press('Connect Zendesk')
-    consent = alice.page
-    alice.visit(helpdesk.home)
-    alice.press('Sign out')
-    alice.email = 'mallory@example.com'
-    alice.enter('Create an account')
-    alice.page = consent
+    with alice.in_another_tab():
+        alice.press('Sign out')
+        alice.email = 'mallory@example.com'
+        alice.enter('Create an account')
     alice.decide('allow')
     assert 'Another account started this' in alice.text
     assert processes.request_log('exchange') == []

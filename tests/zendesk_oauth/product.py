@@ -17,6 +17,9 @@ TOKENS = {
 }
 
 
+OLD = {**TOKENS, 'access_token': 'old-access', 'refresh_token': 'old-refresh'}
+
+
 def client(**changes) -> ZendeskOAuth:
     """Return a client with an empty store. `changes` override its arguments."""
     arguments = {
@@ -28,3 +31,10 @@ def client(**changes) -> ZendeskOAuth:
         'store': MemoryStore(),
     }
     return ZendeskOAuth(**arguments | changes)
+
+
+def connected_client() -> ZendeskOAuth:
+    """Return a client to which alice is connected, with the tokens in OLD."""
+    oauth = client()
+    oauth.import_tokens('alice', OLD)
+    return oauth

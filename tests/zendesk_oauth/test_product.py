@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from helpers import INVALID_GRANT, PROJECT, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, ZENDESK, bearer, requests_to
-from product import TOKENS, client
+from product import OLD, TOKENS, client, connected_client
 
 import zendesk_oauth
 from zendesk_oauth import (
@@ -31,15 +31,11 @@ from zendesk_oauth import (
 from zendesk_oauth.errors import NotConnected, ResponseError, StoreError, ZendeskOAuthError
 
 ME = f'{ZENDESK}/api/v2/users/me.json'
-OLD = {**TOKENS, 'access_token': 'old-access', 'refresh_token': 'old-refresh'}
 
 
 @pytest.fixture
 def oauth() -> ZendeskOAuth:
-    """A client to which alice is connected."""
-    oauth = client()
-    oauth.import_tokens('alice', OLD)
-    return oauth
+    return connected_client()
 
 
 # --- The arguments of ZendeskOAuth --- #

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import requests
 from helpers import INVALID_GRANT, REVOKE, TOKEN_ENDPOINT, ZENDESK, bearer, form, requests_to
-from product import TOKENS, client
+from product import OLD, TOKENS, client, connected_client
 
 from zendesk_oauth import MemoryStore, ZendeskOAuth, endpoints, signals
 from zendesk_oauth.errors import (
@@ -25,16 +25,12 @@ from zendesk_oauth.errors import (
 )
 
 TICKETS = f'{ZENDESK}/api/v2/tickets.json'
-OLD = {**TOKENS, 'access_token': 'old-access', 'refresh_token': 'old-refresh'}
 DAY = 24 * 3600
 
 
 @pytest.fixture
 def oauth() -> ZendeskOAuth:
-    """A client to which alice is connected."""
-    oauth = client()
-    oauth.import_tokens('alice', OLD)
-    return oauth
+    return connected_client()
 
 
 @pytest.fixture
