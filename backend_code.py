@@ -14,12 +14,12 @@ from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprin
 USERS_DB = 'users.json'
 
 settings = current_settings()
-# Not in the article: an optional PostgreSQL database, and the object that sends the OAuth requests.
+# Not in the article: an optional database, and the object that sends the OAuth requests.
 store: Store = JsonFileStore(lambda: USERS_DB)  # reads USERS_DB at each use
 if settings.database_url:
-    from zendesk_oauth.postgresql_store import PostgresqlStore
+    from zendesk_oauth import SqlStore
 
-    store = PostgresqlStore(settings.database_url)
+    store = SqlStore(settings.database_url, encryption_keys=settings.token_encryption_keys)
 oauth = ZendeskOAuth(
     zendesk_url=settings.zendesk_url,
     client_id=settings.client_id,

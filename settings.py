@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import re
@@ -47,7 +46,11 @@ PRACTICE = {
     'DATABASE_URL': '',  # practice mode always uses users.json
 }
 
-OPTIONAL = ('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'PROXY_HOPS')
+OPTIONAL = (
+    *('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'TOKEN_ENCRYPTION_KEYS'),
+    'PROXY_HOPS',
+)
+NEW_KEY = f'{sys.executable} -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
 
 class SettingsError(ValueError):
@@ -60,8 +63,9 @@ class Settings:
     The app's settings. `repr` leaves out the secrets.
 
     `zendesk_url` and `redirect_uri` are absolute URLs. `zendesk_url` has no trailing slash. `secret_key_fallbacks` are
-    previous values of `secret_key`. If `database_url` is empty, the app stores tokens in users.json. `proxy_hops` is
-    the number of trusted proxies in front of the app.
+    previous values of `secret_key`. If `database_url` is empty, the app stores tokens in users.json. In a database, the
+    first of the `token_encryption_keys` encrypts the tokens. `proxy_hops` is the number of trusted proxies in front of
+    the app.
     """
 
     client_id: str
@@ -72,6 +76,7 @@ class Settings:
     secret_key: str = field(repr=False)
     secret_key_fallbacks: tuple[str, ...] = field(default=(), repr=False)
     database_url: str = field(default='', repr=False)
+    token_encryption_keys: tuple[str, ...] = field(default=(), repr=False)
     proxy_hops: int = 0
 
     @property
@@ -144,6 +149,8 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
 
     values = {name: environ.get(name, '').strip() for name in (*REQUIRED, *OPTIONAL)}
     problems = [f'  {name} {problem}' for name, value in values.items() if (problem := _problem_of(name, value))]
+    if values['DATABASE_URL']:
+        problems += _problems_of_database(values['DATABASE_URL'], values['TOKEN_ENCRYPTION_KEYS'])
     if problems:
         raise SettingsError(
             'These settings are missing or malformed:\n'
@@ -168,6 +175,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         secret_key=values['SECRET_KEY'] or _secret_key_from_file(),
         secret_key_fallbacks=tuple(values['SECRET_KEY_FALLBACKS'].split()),
         database_url=values['DATABASE_URL'],
+        token_encryption_keys=tuple(values['TOKEN_ENCRYPTION_KEYS'].split()),
         proxy_hops=int(values['PROXY_HOPS'] or 0),
     )
     if settings.client_id.isdigit():  # each OAuth client also has a number, which is not valid here
@@ -192,28 +200,28 @@ def _problem_of(name: str, value: str) -> str | None:
         return _problem_of_url(value, path=CALLBACK_PATH)
     if name == 'ZENDESK_BASE_URL' and value:
         return _problem_of_url(value.rstrip('/'), path='')
-    if name == 'DATABASE_URL' and value:
-        return _problem_of_database_url(value)
     if name == 'PROXY_HOPS' and not re.fullmatch('[0-9]?', value):
         return 'is not a number of proxies, such as 1'
     return None
 
 
-def _problem_of_database_url(url: str) -> str | None:
+def _problems_of_database(url: str, keys: str) -> list[str]:
+    problems = []
     try:
-        parts = urlsplit(url)
-        valid = re.fullmatch('postgres(ql)?://[!-~]+', url) and parts.port != 0 and parts.netloc.count('@') < 2
+        from zendesk_oauth import database, sql_store
+
+        database.parse_url('  DATABASE_URL', url)
+    except ImportError as error:
+        cause = ' '.join(str(error).split())
+        return [f'  DATABASE_URL needs more packages ({cause}). Run pip install -r requirements-sql.txt, or unset it']
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        sql_store.parse_keys('  TOKEN_ENCRYPTION_KEYS', keys.split())
     except ValueError:
-        valid = False
-    if not valid or parts.netloc.endswith(':'):
-        return (
-            'is not a PostgreSQL URL of the form postgresql://user:password@host/database. Write an @ in the password '
-            'as %40'
-        )
-    missing = [package for package in ('sqlalchemy', 'psycopg') if not importlib.util.find_spec(package)]
-    if missing:
-        return f'needs {" and ".join(missing)}. Run pip install -r requirements-postgresql.txt, or unset it'
-    return None
+        how = f'For a new database, create a key with {NEW_KEY}'
+        problems.append(f'  TOKEN_ENCRYPTION_KEYS must contain keys, separated by spaces. {how}')
+    return problems
 
 
 def _problem_of_url(url: str, path: str) -> str | None:

@@ -33,6 +33,7 @@ NEW = {'access_token': 'new-access', 'refresh_token': 'new-refresh'}
 OTHER = {'access_token': 'other-access', 'refresh_token': 'other-refresh'}
 
 LATER = 4_000_000_000  # a time in the far future
+KEY = 'Y2FuYXJ5LWVuY3J5cHRpb24ta2V5LTAxMjM0NTY3ODk='  # for tokens in a database
 INVALID_GRANT = {'status': 400, 'json': {'error': 'invalid_grant'}}
 
 

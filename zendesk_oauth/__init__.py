@@ -16,6 +16,8 @@ An OAuth library for Zendesk: the authorization code flow with PKCE, and rotatin
 All settings are arguments. Only the two calls for views import Flask. The package logs to `zendesk_oauth`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from zendesk_oauth import errors, signals
 from zendesk_oauth.authorization import AuthorizationRequest, cookie_prefix
 from zendesk_oauth.client import Connection, ZendeskOAuth
@@ -23,6 +25,10 @@ from zendesk_oauth.endpoints import Response, fingerprints, user_from
 from zendesk_oauth.session import Session
 from zendesk_oauth.stores import JsonFileStore, MemoryStore, Store
 
+if TYPE_CHECKING:
+    from zendesk_oauth.sql_store import SqlStore as SqlStore
+
+# Without SqlStore, so that "import *" does not need its packages.
 __all__ = [
     'AuthorizationRequest',
     'Connection',
@@ -38,3 +44,14 @@ __all__ = [
     'signals',
     'user_from',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import SqlStore at its first use, because it needs packages that the other stores do not."""
+    if name != 'SqlStore':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    try:
+        from zendesk_oauth.sql_store import SqlStore
+    except ImportError as error:
+        raise ImportError(f'SqlStore needs more packages ({error}). Install this package with [sql]') from error
+    return SqlStore

@@ -193,6 +193,7 @@ class ZendeskOAuth(TokenClient):
             if stored is not None and stored.get('state') == state:
                 log.info('This callback has already stored its tokens')
                 return self._connection(user_id, stored, verified.next_url)
+            self.store.check_writable()  # else the code would be used up
             try:
                 tokens = self._request_tokens(
                     verified.zendesk_url,

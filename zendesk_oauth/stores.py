@@ -76,7 +76,7 @@ class Store(Protocol):
         return
 
     def check_writable(self) -> None:
-        """Raise StoreError if the store is not writable. Call it right before a refresh."""
+        """Raise StoreError if the store is not writable. Call it under the lock, before a request."""
 
     def refresh_lock(self, user_id: str, timeout: float | None = None) -> AbstractContextManager[Record | None]:
         """
@@ -220,7 +220,7 @@ class JsonFileStore(_DictStore):
         """Raise StoreError if the file cannot be read or replaced."""
         path, lock_folder = Path(str(self)).absolute(), Path(f'{self}.d').absolute()
         with _or_store_error(f'{path} cannot be read or replaced'):
-            _refuse_planted(path)
+            refuse_planted(path)
             # Do not replace the file here: if root runs this check, the new file would belong to root.
             probe = tempfile.TemporaryDirectory(dir=path.parent, prefix=f'{path.name}.', ignore_cleanup_errors=True)
             with probe as folder, FileLock(Path(folder, 'lock')):
@@ -234,7 +234,7 @@ class JsonFileStore(_DictStore):
             with contextlib.suppress(FileNotFoundError):
                 path.open('rb').close()
         with _or_store_error(f'{lock_folder} cannot be written'):
-            _refuse_planted(lock_folder)
+            refuse_planted(lock_folder)
             if lock_folder.exists():
                 tempfile.TemporaryFile(dir=lock_folder).close()
 
@@ -294,7 +294,7 @@ class JsonFileStore(_DictStore):
 
     def _read_or_rename(self) -> dict[str, Any]:
         """Return the records. Rename the file if it is not JSON after EDIT_TIMEOUT: an editor may be writing it."""
-        _refuse_planted(Path(str(self)))
+        refuse_planted(Path(str(self)))
         deadline = time.monotonic() + EDIT_TIMEOUT
         while True:
             try:
@@ -335,7 +335,7 @@ class JsonFileStore(_DictStore):
         folder = Path(f'{self}.d') / name
         with _or_store_error(f'{folder} cannot be created'):
             folder.parent.mkdir(mode=0o700, exist_ok=True)
-            _refuse_planted(folder.parent)
+            refuse_planted(folder.parent)
             folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -396,7 +396,7 @@ def owner_is_trusted(path: Path, owner: int) -> bool:
     return os.name != 'posix' or owner in {0, os.geteuid(), path.parent.stat().st_uid}
 
 
-def _refuse_planted(path: Path) -> None:
+def refuse_planted(path: Path) -> None:
     """Refuse a link, and a file of an account that is not trusted: in a shared folder, anyone can create them."""
     if path.is_symlink():
         raise StoreError(f'{path.absolute()} is a symbolic link. Remove it, or replace it with its target')

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from faulty_proxy import FaultyProxy, KeepAliveProxy, proxy_to
-from postgresql import Postgresql, close_connections, programs
+from helpers import KEY
+from postgresql import PgBouncer, Postgresql, programs
 from servers import Processes, port_of
 
 from zendesk_oauth import JsonFileStore, Store
@@ -96,19 +99,16 @@ def tls(authority) -> ssl.SSLContext:
     return context
 
 
-# --- PostgreSQL --- #
+# --- Stores --- #
 
 
 @pytest.fixture(scope='session')
 def postgresql_server() -> Iterator[Postgresql]:
     """A PostgreSQL server. Its data need not survive a crash, so fsync is off."""
-    for package in ('sqlalchemy', 'psycopg'):
-        pytest.importorskip(package, reason='pip install -r requirements-postgresql.txt')
     if programs() is None:
         pytest.skip('PostgreSQL is not installed: on Debian, apt install postgresql')
     server = Postgresql(fsync='off')
     yield server
-    close_connections(server.url)
     server.remove()
 
 
@@ -121,40 +121,65 @@ def postgresql(postgresql_server) -> Postgresql:
     return postgresql_server
 
 
-@pytest.fixture(params=['users.json', 'PostgreSQL'])
-def db(request, tmp_path, monkeypatch) -> Store:
-    """Each of the two stores, empty, in an empty working directory."""
+@pytest.fixture(scope='session')
+def pgbouncer_server(postgresql_server) -> Iterator[PgBouncer]:
+    if not shutil.which('pgbouncer', path=f'{os.environ["PATH"]}:/usr/sbin'):
+        pytest.skip('PgBouncer is not installed: on Debian, apt install pgbouncer')
+    server = PgBouncer(postgresql_server)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=['users.json', 'SQLite', 'PostgreSQL', 'PgBouncer'])
+def store_url(request, tmp_path, monkeypatch) -> str:
+    """The URL of an empty database, or '' for users.json, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     if request.param == 'users.json':
-        return JsonFileStore('users.json')
-    url = request.getfixturevalue('postgresql').url
-    from zendesk_oauth.postgresql_store import PostgresqlStore
-
-    return PostgresqlStore(url)
-
-
-@pytest.fixture
-def read_only(db, request) -> Iterator[None]:
-    """Make the store read-only."""
-    if isinstance(db, JsonFileStore):
-        request.getfixturevalue('full_disk')
-        yield
-        return
+        return ''
+    for package in ('sqlalchemy', 'cryptography', 'psycopg'):
+        pytest.importorskip(package, reason='pip install -r requirements-sql.txt')
+    if request.param == 'SQLite':
+        return f'sqlite:///{tmp_path}/tokens.db'
     server = request.getfixturevalue('postgresql')
-    server.set(default_transaction_read_only='on')
-    yield
-    server.set(default_transaction_read_only='off')
+    return server.url if request.param == 'PostgreSQL' else request.getfixturevalue('pgbouncer_server').url
 
 
 @pytest.fixture
-def open_db(postgresql) -> Iterator[Callable[[str], Store]]:
-    """A function that opens the PostgreSQL store at a URL. Its connections are closed after the test."""
-    from zendesk_oauth.postgresql_store import PostgresqlStore
+def db(store_url, open_db) -> Store:
+    """An empty store."""
+    return open_db(store_url) if store_url else JsonFileStore('users.json')
+
+
+@pytest.fixture
+def open_db() -> Iterator[Callable[..., Store]]:
+    """A function that opens the database at a URL. Its connections are closed after the test."""
+    from zendesk_oauth import SqlStore
 
     with contextlib.ExitStack() as stack:
 
-        def open_db(url: str) -> PostgresqlStore:
-            stack.callback(close_connections, url)
-            return PostgresqlStore(url)
+        def open_db(url: str, keys: Sequence[str] = (KEY,), **options) -> Store:
+            store = SqlStore(url, encryption_keys=keys, **options)
+            stack.callback(store._database.close)
+            return store
 
         yield open_db
+
+
+@pytest.fixture
+def read_only(db, store_url, request) -> Iterator[None]:
+    """Make the store read-only."""
+    if not store_url:
+        request.getfixturevalue('full_disk')
+        yield
+    elif store_url.startswith('sqlite'):
+        from sqlalchemy import event
+
+        engine = db._database._engine()
+        event.listen(engine, 'connect', lambda connection, _: connection.execute('PRAGMA query_only = ON'))
+        engine.dispose()
+        yield
+    else:
+        server = request.getfixturevalue('postgresql')
+        server.set(default_transaction_read_only='on')
+        yield
+        server.set(default_transaction_read_only='off')

@@ -1,4 +1,4 @@
-"""A separate PostgreSQL server for the tests, on a free port and in a temporary folder."""
+"""A PostgreSQL server and a PgBouncer for the tests, on free ports and in temporary folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from servers import free_port, wait_until
+from servers import free_port, listens, wait_until
 
 PASSWORD = 'canary-database-password'
 
@@ -99,9 +99,42 @@ class Postgresql:
         shutil.rmtree(self.folder)
 
 
-def close_connections(url: str) -> None:
-    """Close the connections of this process to the database: Python warns about connections left open."""
-    from zendesk_oauth import postgresql_store
+class PgBouncer:
+    """A connection pooler in transaction mode. Each transaction uses the next of its connections to PostgreSQL."""
 
-    for connections in (1, postgresql_store.MAX_CONNECTIONS):
-        postgresql_store._engine(url, os.getpid(), connections).dispose()
+    def __init__(self, postgresql: Postgresql) -> None:
+        self.port = free_port()
+        self.url = postgresql.url.replace(f':{postgresql.port}/', f':{self.port}/')
+        self.folder = Path(tempfile.mkdtemp(prefix='pgbouncer-'))
+        (self.folder / 'users.txt').write_text(f'"app" "{PASSWORD}"')
+        (self.folder / 'pgbouncer.ini').write_text(
+            '[databases]\n'
+            f'* = host=127.0.0.1 port={postgresql.port}\n'
+            '[pgbouncer]\n'
+            'pool_mode = transaction\n'
+            'server_round_robin = 1\n'
+            'listen_addr = 127.0.0.1\n'
+            f'listen_port = {self.port}\n'
+            'unix_socket_dir =\n'
+            'auth_type = scram-sha-256\n'
+            f'auth_file = {self.folder}/users.txt\n'
+            'admin_users = app\n'
+        )
+        if postgresql.user:
+            for path in (self.folder, *self.folder.iterdir()):
+                shutil.chown(path, 'postgres')
+        with (self.folder / 'output.txt').open('wb') as output:
+            self.process = subprocess.Popen(
+                [shutil.which('pgbouncer') or '/usr/sbin/pgbouncer', self.folder / 'pgbouncer.ini'],
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                **postgresql.user,
+            )
+        wait_until(lambda: listens(self.port) or self.process.poll() is not None)
+        assert self.process.poll() is None, (self.folder / 'output.txt').read_text()
+
+    def remove(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        shutil.rmtree(self.folder)

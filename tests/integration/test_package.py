@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from helpers import KEY, OLD
 from servers import PROJECT, HttpBrowser, environment, port_of
 
 from zendesk_oauth import JsonFileStore, ZendeskOAuth
@@ -124,10 +125,11 @@ def test_pip_installs_the_package(tmp_path):
     shutil.copytree(PROJECT / 'zendesk_oauth', checkout / 'zendesk_oauth')
     for name in ('pyproject.toml', 'LICENSE'):
         shutil.copy(PROJECT / name, checkout)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', './checkout'], cwd=tmp_path, check=True)
+    subprocess.run([python, '-m', 'pip', 'install', '--quiet', './checkout[sql]'], cwd=tmp_path, check=True)
     program = (
         'from importlib.resources import files; import zendesk_oauth; '
-        'assert (files(zendesk_oauth) / "py.typed").is_file(); print(zendesk_oauth.__file__)'
+        'assert (files(zendesk_oauth) / "py.typed").is_file(); print(zendesk_oauth.__file__); '
+        f'zendesk_oauth.SqlStore("sqlite:///tokens.db", encryption_keys=[{KEY!r}]).save("alice", {OLD})'
     )
     path = subprocess.run(
         [python, '-c', program],
@@ -148,9 +150,8 @@ def test_a_copy_of_the_folder_works(tmp_path):
 
 def test_the_requirements_of_the_app_include_those_of_the_package():
     project = tomllib.loads((PROJECT / 'pyproject.toml').read_text())['project']
-    requirements = (PROJECT / 'requirements.txt').read_text()
-    for requirement in project['dependencies']:
-        assert requirement in requirements or requirement.startswith('blinker')  # Flask requires blinker
+    requirements = (PROJECT / 'requirements.txt').read_text() + (PROJECT / 'requirements-sql.txt').read_text()
     guide = (PROJECT / 'docs' / 'use-in-your-product.md').read_text()
-    for requirement in project['dependencies']:
-        assert f"'{requirement.split(',')[0]}'" in guide
+    for requirement in project['dependencies'] + project['optional-dependencies']['sql']:
+        assert requirement in requirements or requirement.startswith('blinker')  # Flask requires blinker
+        assert f"'{requirement.split(',')[0].removesuffix('.0')}'" in guide

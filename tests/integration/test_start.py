@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import PROJECT
+from helpers import KEY, OLD, PROJECT
 from servers import environment, listening, listens
+
+from settings import SettingsError, read_settings
 
 GOOD = {
     'ZENDESK_CLIENT_ID': 'my_client',
@@ -101,6 +103,83 @@ def test_practice_mode_uses_the_client_of_the_practice_zendesk(start):
         's.zendesk_url == f"http://localhost:{z.PORT}")'
     )
     assert start(['-c', program]).stdout == 'True True\n'
+
+
+# --- DATABASE_URL --- #
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'sqlite:///tokens.db',
+        'postgres://localhost/app',
+        'postgresql://app:pass%20word@db.example:5432/app?sslmode=require',
+        'postgresql://app:password@one.example:5432,two.example:5433/app?target_session_attrs=read-write',
+    ],
+)
+def test_a_database_url_and_its_keys_are_read(url):
+    settings = read_settings({**GOOD, 'DATABASE_URL': url, 'TOKEN_ENCRYPTION_KEYS': f'{KEY} {KEY}'})
+    assert (settings.database_url, settings.token_encryption_keys) == (url, (KEY, KEY))
+    assert KEY not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ('variables', 'problems'),
+    [
+        ({'DATABASE_URL': 'mysql://canary/app'}, ['DATABASE_URL is not a database URL of the form']),
+        (
+            {'DATABASE_URL': 'postgresql://app:canary@db/app?sslmod=x'},
+            ['DATABASE_URL has an invalid URI query parameter: "sslmod"'],
+        ),
+        (
+            {'TOKEN_ENCRYPTION_KEYS': ''},
+            ['TOKEN_ENCRYPTION_KEYS must contain keys, separated by spaces. For a new database, create'],
+        ),
+        ({'TOKEN_ENCRYPTION_KEYS': f'{KEY}canary'}, ['TOKEN_ENCRYPTION_KEYS must contain keys']),
+        (
+            {'DATABASE_URL': 'canary', 'TOKEN_ENCRYPTION_KEYS': 'canary', 'PROXY_HOPS': 'canary'},
+            ['DATABASE_URL is not', 'TOKEN_ENCRYPTION_KEYS must contain', 'PROXY_HOPS is not'],
+        ),
+    ],
+)
+def test_problems_of_the_database_settings_are_named_without_their_values(variables, problems):
+    good = {**GOOD, 'DATABASE_URL': 'sqlite:///tokens.db', 'TOKEN_ENCRYPTION_KEYS': KEY}
+    with pytest.raises(SettingsError) as raised:
+        read_settings({**good, **variables})
+    assert all(f'\n  {problem}' in str(raised.value) for problem in problems)
+    assert 'canary' not in str(raised.value)
+    assert KEY not in str(raised.value)
+
+
+def test_the_command_in_the_message_creates_a_key():
+    with pytest.raises(SettingsError) as raised:
+        read_settings({**GOOD, 'DATABASE_URL': 'sqlite:///tokens.db'})
+    code = re.search('create a key with .+ -c "(.*)"', str(raised.value))[1]
+    key = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    settings = read_settings({**GOOD, 'DATABASE_URL': 'sqlite:///tokens.db', 'TOKEN_ENCRYPTION_KEYS': key})
+    assert settings.token_encryption_keys == (key,)
+
+
+def test_psycopg_without_libpq_is_refused_with_the_reason(start):
+    """PSYCOPG_IMPL=python uses the libpq of the system, which this program hides."""
+    program = (
+        'import ctypes.util; ctypes.util.find_library = lambda name: None; import settings; settings.load_settings()'
+    )
+    database = {'DATABASE_URL': 'postgresql://localhost/app', 'TOKEN_ENCRYPTION_KEYS': KEY}
+    ended = start(['-c', program], PSYCOPG_IMPL='python', **GOOD, **database)
+    assert ended.returncode == 4
+    assert 'DATABASE_URL needs more packages (' in ended.stderr
+    assert 'libpq library not found' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_a_wrong_key_ends_the_start(start, processes, open_db):
+    database = {'DATABASE_URL': 'sqlite:///tokens.db', 'TOKEN_ENCRYPTION_KEYS': KEY}
+    open_db(f'sqlite:///{processes.folder}/tokens.db', keys=[KEY[::-1].strip('=') + '=']).save('alice', OLD)
+    ended = start(**GOOD, **database)
+    assert ended.returncode == 4
+    assert 'None of the encryption keys decrypts a record in' in ended.stderr
+    assert 'Traceback' not in ended.stderr
 
 
 def test_database_packages_are_not_imported_without_a_database_url(tmp_path):

@@ -8,23 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import NEW, OLD
+from helpers import KEY, NEW, OLD
 from servers import environment
 from store_suite import records, set_records
 
-from zendesk_oauth import JsonFileStore
 from zendesk_oauth.errors import StoreError
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and resource limits')
 
 
 @pytest.fixture
-def run(db):
+def run(db, store_url):
     """A function that runs a program in several processes, with the store as `db`, and returns the exit codes."""
-    if isinstance(db, JsonFileStore):
-        head = 'from zendesk_oauth import JsonFileStore\ndb = JsonFileStore("users.json")\n'
-    else:
-        head = f'from zendesk_oauth.postgresql_store import PostgresqlStore\ndb = PostgresqlStore({db._url!r})\n'
+    store = f'SqlStore({store_url!r}, encryption_keys=[{KEY!r}])' if store_url else 'JsonFileStore("users.json")'
+    head = f'from zendesk_oauth import JsonFileStore, SqlStore\ndb = {store}\n'
 
     def run(program: str, *arguments: str, processes: int = 1) -> list[int]:
         started = [
@@ -39,7 +36,8 @@ def run(db):
 # --- Records --- #
 
 
-def test_a_read_only_store_raises_and_keeps_its_records(db, request):
+def test_a_read_only_store_raises_and_keeps_its_records(db, request, monkeypatch):
+    monkeypatch.setattr(f'{type(db).__module__}.WRITE_TIMEOUT', 0.1)
     db.save('alice', OLD)
     request.getfixturevalue('read_only')
     for use in (
@@ -87,6 +85,7 @@ def test_one_thread_in_all_processes_holds_the_lock_during_sweeps(db, run):
 
 
 @posix
+@pytest.mark.parametrize('store_url', ['users.json'], indirect=True)
 def test_a_killed_process_releases_its_lock_before_the_timeout(db, run):
     program = 'import os, signal\nwith db.refresh_lock("alice"): os.kill(os.getpid(), signal.SIGKILL)'
     assert run(program) == [-9]
@@ -104,7 +103,7 @@ def test_several_processes_consume_a_key_only_once(db, run):
 
 # --- users.json --- #
 
-users_json = pytest.mark.parametrize('db', ['users.json'], indirect=True)
+users_json = pytest.mark.parametrize('store_url', ['users.json'], indirect=True)
 
 
 @users_json

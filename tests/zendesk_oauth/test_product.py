@@ -522,6 +522,14 @@ def test_the_package_imports_no_flask_and_changes_no_global_state():
     )
 
 
+def test_a_missing_package_for_databases_is_named():
+    assert run(
+        'import sys; sys.modules["sqlalchemy"] = None\n'
+        'try: from zendesk_oauth import SqlStore\n'
+        'except ImportError as error: print(error)'
+    ).endswith('Install this package with [sql]\n')
+
+
 def test_the_time_limits():
     assert (stores.REFRESH_TIMEOUT, endpoints.CALL_TIMEOUT, tokens.BEST_EFFORT_TIMEOUT) == (10, 14, 3)  # seconds
 

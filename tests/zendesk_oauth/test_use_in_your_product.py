@@ -10,10 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import flask
 import pytest
-from helpers import INVALID_GRANT, PROJECT, bearer
+from helpers import INVALID_GRANT, KEY, PROJECT, bearer
 from product import TOKENS
 
-from zendesk_oauth import errors
+import zendesk_oauth
+from zendesk_oauth import MemoryStore, errors
 
 MONDOCAM = 'https://mondocam.zendesk.com'
 TICKETS = f'{MONDOCAM}/api/v2/tickets.json'
@@ -26,6 +27,9 @@ def product(tmp_path, monkeypatch):
     """The namespace of a product that consists of all snippets, with a stand-in for Flask-Login."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('ZENDESK_CLIENT_SECRET', 'canary-client-secret')
+    monkeypatch.setenv('TOKEN_ENCRYPTION_KEYS', KEY)
+    # SQLAlchemy may be missing here. tests/integration/test_sql_store.py runs the snippets with the real SqlStore.
+    monkeypatch.setitem(vars(zendesk_oauth), 'SqlStore', lambda url, encryption_keys: MemoryStore())
     user = SimpleNamespace(id='alice')
     flask_login = ModuleType('flask_login')
     flask_login.current_user = SimpleNamespace(get_id=lambda: user.id)
