@@ -14,7 +14,9 @@ from urllib.parse import urljoin
 
 import pytest
 import requests
+from helpers import KEY
 from servers import ADMIN, AGENT, PROJECT, HttpBrowser, Processes, environment, free_port, listens, wait_until
+from store_suite import records
 
 FOLDER = 'examples/helpdesk'
 
@@ -75,6 +77,7 @@ class Helpdesk:
         redirect_uri = f'{self.home}zendesk/callback'
         self.variables = {
             'HELPDESK_SECRET_KEY': 'canary-secret-key',
+            'HELPDESK_TOKEN_KEYS': KEY,
             'HELPDESK_ZENDESK_URL': processes.zendesk,
             'HELPDESK_ZENDESK_CLIENT_ID': client_id,
             'HELPDESK_ZENDESK_CLIENT_SECRET': 'canary-client-secret',
@@ -337,7 +340,7 @@ def test_the_job_waits_after_a_429(helpdesk, processes, alice):
 def test_missing_settings_are_named(processes):
     ended = processes.run('nightly_sync.py', folder=FOLDER, PYTHONPATH=str(processes.folder), HELPDESK_SECRET_KEY='x')
     assert ended.returncode == 1
-    assert ended.stderr.startswith('Set the environment variables HELPDESK_ZENDESK_URL, HELPDESK_ZENDESK_CLIENT_ID')
+    assert ended.stderr.startswith('Set the environment variables HELPDESK_TOKEN_KEYS, HELPDESK_ZENDESK_URL, ')
     assert 'Traceback' not in ended.stderr
 
 
@@ -363,12 +366,9 @@ def test_the_zendesk_part_has_at_most_60_lines():
     assert len((PROJECT / FOLDER / 'helpdesk' / 'zendesk.py').read_text().splitlines()) <= 60
 
 
-def test_no_secret_is_written_to_the_output(helpdesk, processes, alice):
+def test_no_secret_is_written_to_the_output(helpdesk, processes, alice, open_db):
     processes.expire_access_tokens()
     alice.visit(f'{helpdesk.home}zendesk/tickets')
-    tokens = re.findall(
-        '"(?:access|refresh)_token": "([^"]+)"', (processes.folder / FOLDER / 'instance/tokens.json').read_text()
-    )
-    assert len(tokens) == 2
-    for secret in (*tokens, 'canary', 'alice'):
+    [record] = records(open_db(f'sqlite:///{processes.folder}/{FOLDER}/instance/tokens.db')).values()
+    for secret in (record['access_token'], record['refresh_token'], 'canary', 'alice', KEY):
         assert secret not in processes.output

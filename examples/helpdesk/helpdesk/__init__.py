@@ -11,7 +11,14 @@ from flask_wtf import CSRFProtect
 
 from helpdesk import accounts, zendesk
 
-SETTINGS = ('SECRET_KEY', 'ZENDESK_URL', 'ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET', 'ZENDESK_REDIRECT_URI')
+SETTINGS = (
+    'SECRET_KEY',
+    'TOKEN_KEYS',
+    'ZENDESK_URL',
+    'ZENDESK_CLIENT_ID',
+    'ZENDESK_CLIENT_SECRET',
+    'ZENDESK_REDIRECT_URI',
+)
 
 
 def create_app() -> Flask:
@@ -27,7 +34,7 @@ def create_app() -> Flask:
         SESSION_COOKIE_SECURE=app.config['ZENDESK_REDIRECT_URI'].startswith('https:'),
         SQLALCHEMY_DATABASE_URI='sqlite:///helpdesk.db',
     )
-    Path(app.instance_path).mkdir(mode=0o700, exist_ok=True)  # the database and the tokens
+    Path(app.instance_path).mkdir(mode=0o700, exist_ok=True)  # the databases
     logging.getLogger('werkzeug').setLevel(logging.WARNING)  # its access log would contain the authorization codes
     CSRFProtect(app)
     accounts.init_app(app)

@@ -1,11 +1,9 @@
 """The Zendesk part of the helpdesk: connect, list the tickets, disconnect."""
 
-from pathlib import Path
-
 from flask import Blueprint, current_app, flash, redirect, render_template, url_for
 from flask_login import current_user, login_required
 
-from zendesk_oauth import JsonFileStore, ZendeskOAuth
+from zendesk_oauth import SqlStore, ZendeskOAuth
 from zendesk_oauth.errors import ZendeskOAuthError
 
 blueprint = Blueprint('zendesk', __name__, url_prefix='/zendesk')
@@ -13,13 +11,14 @@ blueprint = Blueprint('zendesk', __name__, url_prefix='/zendesk')
 
 def init_app(app):
     app.register_blueprint(blueprint)
+    store = SqlStore(f'sqlite:///{app.instance_path}/tokens.db', encryption_keys=app.config['TOKEN_KEYS'].split())
     app.extensions['zendesk_oauth'] = ZendeskOAuth(
         zendesk_url=app.config['ZENDESK_URL'],
         client_id=app.config['ZENDESK_CLIENT_ID'],
         client_secret=app.config['ZENDESK_CLIENT_SECRET'],
         redirect_uri=app.config['ZENDESK_REDIRECT_URI'],
         scope='tickets:read',
-        store=JsonFileStore(Path(app.instance_path, 'tokens.json')),
+        store=store,
     )
 
 
