@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import certifi
+from cryptography.fernet import Fernet
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
+from sqlalchemy import create_engine, delete, insert
 from zendesk_stand_in import CA_FILE, ONCE, TOKEN_LENGTH
 
 HERE = Path(__file__).parent
@@ -36,9 +38,10 @@ sys.path[:0] = [str(PROJECT / 'tests' / 'integration'), str(PROJECT)]
 
 from servers import copy_project, free_port, listens, wait_until  # noqa: E402
 
-from zendesk_oauth.stores import purge_at  # noqa: E402
+from zendesk_oauth.sql_store import TOKENS, SqlStore  # noqa: E402
 
 SECRET_KEY = 'signs the sessions of a benchmark'  # noqa: S105
+ENCRYPTION_KEY = Fernet.generate_key().decode()
 THREADS = 8
 
 USER_IDS = [f'user-{number:032x}' for number in range(8)]
@@ -173,6 +176,7 @@ class Bench:
             'ZENDESK_CLIENT_SECRET': 'benchmark_secret',
             'ZENDESK_SUBDOMAIN': 'benchmark',
             'REDIRECT_URI': f'http://localhost:{port}/zendesk/oauth/callback',
+            'TOKEN_ENCRYPTION_KEYS': ENCRYPTION_KEY,
             'SECRET_KEY': SECRET_KEY,
             **self.stand_in.variables,
         }
@@ -241,17 +245,16 @@ def write_users(folder: Path, number: int) -> None:
 
 def fill_database(url: str, number: int) -> None:
     """Fill the app's table with `number` users."""
-    import psycopg
-
-    from zendesk_oauth.postgresql_store import PostgresqlStore
-
-    PostgresqlStore(url).find('user')  # creates the tables
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute('TRUNCATE zendesk_tokens')
-        with connection.cursor().copy('COPY zendesk_tokens (user_id, record, dies_at) FROM STDIN') as copy:
-            for user_id, record in users(number).items():
-                copy.write_row((user_id, json.dumps(record), purge_at(record)))
-        connection.execute('VACUUM ANALYZE zendesk_tokens')
+    store = SqlStore(url, encryption_keys=[ENCRYPTION_KEY])
+    store.find('user')  # creates the tables
+    rows = [{'user_id': user_id, **store._encrypt(user_id, record)} for user_id, record in users(number).items()]
+    engine = create_engine(url.replace('postgresql:', 'postgresql+psycopg:'))
+    with engine.begin() as connection:
+        connection.execute(delete(TOKENS))
+        connection.execute(insert(TOKENS), rows)
+    with engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
+        connection.exec_driver_sql('VACUUM')
+    engine.dispose()
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:

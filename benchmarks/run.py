@@ -1,6 +1,6 @@
 """
 Benchmark the app against a minimal app (the baseline) and the article's code, with a distant and a nearby Zendesk,
-and with growing numbers of users.
+and with growing numbers of users. Measure the CPU time of an API request.
 
     .venv/bin/pip install -r benchmarks/requirements.txt && .venv/bin/python benchmarks/run.py
 
@@ -33,11 +33,24 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from processes import EXPIRING_USER_ID, USER_IDS, Bench, Server, cpu_seconds, fill_database, new_bench, write_users
+from processes import (
+    ENCRYPTION_KEY,
+    EXPIRING_USER_ID,
+    USER_IDS,
+    Bench,
+    Server,
+    cpu_seconds,
+    fill_database,
+    new_bench,
+    write_users,
+)
 from round_trips import MINIMUM, ROUND_TRIP, measure_round_trips
+from session_cost import measure_session_cost
 from zendesk_stand_in import NAME
 
 from postgresql import Postgresql  # isort: skip - importing processes extends sys.path
+
+from zendesk_oauth import JsonFileStore, MemoryStore, SqlStore
 
 LOAD = Path(__file__).with_name('load.py')
 
@@ -111,7 +124,8 @@ def main(plan: Plan, all_authorities: bool) -> None:
             bench.stop(server)
         print(growth(stores(bench, database_url), bench, plan, memory), end='\n\n', flush=True)
         rows = ([name, *(f'{size:.0f}' for size in sizes)] for name, sizes in memory.items())
-        print(table(['worker memory', 'MiB', 'peak MiB'], rows))
+        print(table(['worker memory', 'MiB', 'peak MiB'], rows), end='\n\n', flush=True)
+        print(session_cost(bench, plan, database_url))
 
 
 def system_info() -> str:
@@ -125,11 +139,20 @@ def stores(bench: Bench, database_url: str) -> list[Store]:
         Store("the article's code", partial(write_users, bench.folder / 'article'), bench.start_article_code),
         Store('this app, users.json', partial(write_users, bench.folder / 'app'), bench.start_app),
         Store(
+            'this app, SQLite',
+            partial(fill_database, sqlite_url(bench)),
+            partial(bench.start_app, DATABASE_URL=sqlite_url(bench)),
+        ),
+        Store(
             'this app, PostgreSQL',
             partial(fill_database, database_url),
             partial(bench.start_app, DATABASE_URL=database_url),
         ),
     ]
+
+
+def sqlite_url(bench: Bench) -> str:
+    return f'sqlite:///{bench.folder}/tokens.db'
 
 
 @contextlib.contextmanager
@@ -242,6 +265,22 @@ def growth(stores: list[Store], bench: Bench, plan: Plan, memory: dict[str, tupl
     return table(
         ['ms per page, by number of stored users', *columns],
         [*rows, [f'{last:,} : {first:,}', *(f'{each:.1f}' for each in ratios)]],
+    )
+
+
+# --- The cost of a session --- #
+
+
+def session_cost(bench: Bench, plan: Plan, database_url: str) -> str:
+    urls = {'`SqlStore` with SQLite': sqlite_url(bench), '`SqlStore` with PostgreSQL': database_url}
+    databases = {name: SqlStore(url, encryption_keys=[ENCRYPTION_KEY]) for name, url in urls.items()}
+    json_file = JsonFileStore(bench.folder / 'tokens.json')
+    stores = {'`MemoryStore`': MemoryStore(), '`JsonFileStore`': json_file, **databases}
+    times = measure_session_cost(bench, stores, plan.rounds)
+    bare, *_ = times.values()
+    return table(
+        ['CPU time of one API request', 'ms', 'relative to a bare request'],
+        [[name, f'{time:.2f}', f'{time / bare:.2f}'] for name, time in times.items()],
     )
 
 
