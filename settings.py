@@ -47,7 +47,11 @@ PRACTICE = {
 }
 
 OPTIONAL = (
-    *('ZENDESK_BASE_URL', 'SECRET_KEY', 'SECRET_KEY_FALLBACKS', 'DATABASE_URL', 'TOKEN_ENCRYPTION_KEYS'),
+    'ZENDESK_BASE_URL',
+    'SECRET_KEY',
+    'SECRET_KEY_FALLBACKS',
+    'DATABASE_URL',
+    'TOKEN_ENCRYPTION_KEYS',
     'PROXY_HOPS',
 )
 NEW_KEY = f'{sys.executable} -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
@@ -150,7 +154,8 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     values = {name: environ.get(name, '').strip() for name in (*REQUIRED, *OPTIONAL)}
     problems = [f'  {name} {problem}' for name, value in values.items() if (problem := _problem_of(name, value))]
     if values['DATABASE_URL']:
-        problems += _problems_of_database(values['DATABASE_URL'], values['TOKEN_ENCRYPTION_KEYS'])
+        database_problems = _problems_of_database(values['DATABASE_URL'], values['TOKEN_ENCRYPTION_KEYS'])
+        problems += [f'  {problem}' for problem in database_problems]
     if problems:
         raise SettingsError(
             'These settings are missing or malformed:\n'
@@ -210,17 +215,17 @@ def _problems_of_database(url: str, keys: str) -> list[str]:
     try:
         from zendesk_oauth import database, sql_store
 
-        database.parse_url('  DATABASE_URL', url)
+        database.parse_url('DATABASE_URL', url)
     except ImportError as error:
         cause = ' '.join(str(error).split())
-        return [f'  DATABASE_URL needs more packages ({cause}). Run pip install -r requirements-sql.txt, or unset it']
+        return [f'DATABASE_URL needs more packages ({cause}). Run pip install -r requirements-sql.txt, or unset it']
     except ValueError as error:
         problems.append(str(error))
     try:
-        sql_store.parse_keys('  TOKEN_ENCRYPTION_KEYS', keys.split())
+        sql_store.parse_keys('TOKEN_ENCRYPTION_KEYS', keys.split())
     except ValueError:
         how = f'For a new database, create a key with {NEW_KEY}'
-        problems.append(f'  TOKEN_ENCRYPTION_KEYS must contain keys, separated by spaces. {how}')
+        problems.append(f'TOKEN_ENCRYPTION_KEYS must contain keys, separated by spaces. {how}')
     return problems
 
 

@@ -19,7 +19,6 @@ from sqlalchemy import (
     URL,
     ColumnElement,
     Connection,
-    Engine,
     ExceptionContext,
     Float,
     MetaData,
@@ -110,7 +109,7 @@ class _Forks:
         if not self.condition.wait_for(lambda: not self.running, FORK_TIMEOUT):
             log.warning('A transaction has not ended before a fork: the new process may not work')
         for database in list(self.databases):
-            database.close()
+            database.engine.dispose()
 
     def after(self) -> None:
         self.waiting -= 1
@@ -120,6 +119,8 @@ class _Forks:
     def reset(self) -> None:
         self.condition = threading.Condition()
         self.running = self.waiting = 0
+        for database in list(self.databases):
+            database.engine.dispose(close=False)  # some servers fork without calling `before`
 
 
 _forks = _Forks()
@@ -136,20 +137,22 @@ class Database:
     def __init__(
         self, url: str, metadata: MetaData, create_tables: bool, engine_options: Mapping[str, Any] | None
     ) -> None:
-        self._url, connect_args = parse_url('url', url)
-        self.path = self._url.database  # None for PostgreSQL
+        database_url, connect_args = parse_url('url', url)
+        self.path = database_url.database  # None for PostgreSQL
         self._metadata, self._create_tables = metadata, create_tables
         options = dict(engine_options or {})
         pool = {'pool_size': MAX_CONNECTIONS, 'max_overflow': 0, 'pool_timeout': STATEMENT_TIMEOUT}
-        self._engine_options = {
+        arguments = {
             'hide_parameters': True,  # keeps tokens out of error messages
             **({} if 'poolclass' in options else pool),
             **options,
             'connect_args': {**connect_args, **options.get('connect_args', {})},
         }
-        self._engines: dict[int, Engine] = {}  # by process: a forked process must not use its parent's connections
-        self._checked: set[int] = set()  # the processes that have checked the tables
-        self._engine()
+        self.engine = create_engine(database_url, **arguments)
+        event.listen(self.engine, 'handle_error', _reconnect_if_read_only)
+        if self.path:
+            event.listen(self.engine, 'connect', _write_through)
+        self._checked = False  # whether the tables have been checked
         with _forks.condition:
             _forks.databases.add(self)
         self.insert: Any = sqlite.insert if self.path else postgresql.insert  # both have on_conflict_do_update
@@ -180,19 +183,21 @@ class Database:
         deadline = time.monotonic() + retry_timeout
         while True:
             try:
-                with _forks.transaction(), self._checked_engine().connect() as db:
-                    self._begin(db, writes)
-                    result = work(db)
-                    db.commit()
-                    return result
+                with _forks.transaction():
+                    self._check_once()
+                    with self.engine.connect() as db:
+                        self._begin(db, writes)
+                        result = work(db)
+                        db.commit()
+                        return result
             except StoreError:
                 raise
             except Exception as error:  # drivers also raise other errors if a database only resembles PostgreSQL
                 problem = error
+            # The errors have no cause: its text can contain a row.
             if not _is_temporary(problem):
                 remedy = 'Check the database URL, the tables, and the permissions of the account'
                 raise permanent_error(f'{self} cannot be used: {_cause(problem)}. {remedy}')
-            # Do not chain the exception: its text can contain a row.
             if time.monotonic() > deadline:
                 raise StoreError(f'{self} cannot be accessed: {_cause(problem)}. {self._remedy}')
             time.sleep(RETRY_INTERVAL)
@@ -220,10 +225,6 @@ class Database:
                 if shutil.disk_usage(Path(self.path).parent).free < FREE_SPACE:
                     raise StoreError(f'The disk of {self} is full. Delete other files')
 
-    def close(self) -> None:
-        """Close the connections of this process. The next transaction opens new ones."""
-        self._engine().dispose()
-
     def _begin(self, db: Connection, writes: bool) -> None:
         """Begin a transaction, because the driver is in autocommit mode. A read from SQLite needs none."""
         if self.path is None:
@@ -237,30 +238,18 @@ class Database:
             return 'Check the disk and the folder, and stop other programs that use the file'
         return 'Check that PostgreSQL runs and is reachable, and check its URL. The app reconnects automatically'
 
-    def _engine(self) -> Engine:
-        """Return the connection pool of this process."""
-        process = os.getpid()
-        if process not in self._engines:
-            engine = create_engine(self._url, **self._engine_options)
-            event.listen(engine, 'handle_error', _reconnect_if_read_only)
-            if self.path:
-                event.listen(engine, 'connect', _write_through)
-            self._engines.setdefault(process, engine)
-        return self._engines[process]
-
-    def _checked_engine(self) -> Engine:
-        """Return the connection pool. At the first use, check the tables."""
-        engine = self._engine()
-        if os.getpid() not in self._checked:
-            if self.path:
-                refuse_planted(Path(self.path))
-                with contextlib.suppress(OSError):  # SQLite itself would let other accounts read the file
-                    os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
-            with engine.connect() as db:
-                self._prepare(db)
-                db.commit()
-            self._checked.add(os.getpid())
-        return engine
+    def _check_once(self) -> None:
+        """At the first use, check the file and the tables, and create what is missing."""
+        if self._checked:
+            return
+        if self.path:
+            refuse_planted(Path(self.path))
+            with contextlib.suppress(OSError):  # SQLite itself would let other accounts read the file
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        with self.engine.connect() as db:
+            self._prepare(db)
+            db.commit()
+        self._checked = True
 
     def _prepare(self, db: Connection) -> None:
         present, ours = set(inspect(db).get_table_names()), set(self._metadata.tables)

@@ -146,7 +146,7 @@ class SqlStore(Store):
                 raise
             log.warning('Starting without the database. %s', error)
         finally:
-            self._database.close()  # a process that is forked later must not inherit connections
+            self._database.engine.dispose()  # a process that is forked later must not inherit connections
 
     # --- Records --- #
 

@@ -159,7 +159,7 @@ def open_db() -> Iterator[Callable[..., Store]]:
 
         def open_db(url: str, keys: Sequence[str] = (KEY,), **options) -> Store:
             store = SqlStore(url, encryption_keys=keys, **options)
-            stack.callback(store._database.close)
+            stack.callback(store._database.engine.dispose)
             return store
 
         yield open_db
@@ -174,7 +174,7 @@ def read_only(db, store_url, request) -> Iterator[None]:
     elif store_url.startswith('sqlite'):
         from sqlalchemy import event
 
-        engine = db._database._engine()
+        engine = db._database.engine
         event.listen(engine, 'connect', lambda connection, _: connection.execute('PRAGMA query_only = ON'))
         engine.dispose()
         yield
