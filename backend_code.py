@@ -100,7 +100,7 @@ def delete_oauth_tokens_from_db() -> dict[str, Any] | None:
     user_id = current_user_id()
     if user_id is None or oauth.store.find(user_id) is None:
         return None
-    with contextlib.suppress(errors.LockTimeout), oauth.refresh_lock(user_id):
+    with contextlib.suppress(errors.LockTimeout), oauth.store.refresh_lock(user_id):
         pass  # wait for a running refresh, so that its new tokens are deleted
     return oauth.store.remove(user_id)
 

@@ -189,7 +189,7 @@ class ZendeskOAuth(TokenClient):
 
     def _connect(self, user_id: str, code: str, verified: VerifiedState) -> Connection:
         state = digest(verified.state)
-        with self.refresh_lock(user_id) as stored:
+        with self.store.refresh_lock(user_id) as stored:
             if stored is not None and stored.get('state') == state:
                 log.info('This callback has already stored its tokens')
                 return self._connection(user_id, stored, verified.next_url)
@@ -250,7 +250,7 @@ class ZendeskOAuth(TokenClient):
         """
         _check_user_id(user_id)
         exclusive = False
-        with contextlib.suppress(LockTimeout), self.refresh_lock(user_id):
+        with contextlib.suppress(LockTimeout), self.store.refresh_lock(user_id):
             exclusive = True  # no refresh or exchange is running, whose new tokens would remain
         tokens = self.store.remove(user_id)
         return (tokens is None or self.revoke_tokens(tokens)) and exclusive

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,14 +86,11 @@ class Response:
         """Return the response if the status is 2xx, else raise ResponseError."""
         if self.ok:
             return self
-        message, page = f'Zendesk responded with {self.status_code}', {}
-        if self.status_code in (429, 503):
-            error = unexpected_status(self, '')
-            message = str(error)
-            page = {name: getattr(error, name) for name in ('status', 'title', 'advice', 'retry_after')}
-        elif self.status_code >= 500:
-            page = {name: getattr(ZendeskError, name) for name in ('title', 'advice', 'retry_after')}
-        raise ResponseError(message, response=self, **page)
+        if self.status_code not in (403, 408, 429) and self.status_code < 500:
+            raise ResponseError(f'Zendesk responded with {self.status_code}', response=self)
+        error = api_error(self)
+        page = ('status', 'title', 'advice', 'reauthorize', 'retry_after')
+        raise ResponseError(str(error), response=self, **{name: getattr(error, name) for name in page})
 
 
 def send(
@@ -171,10 +169,10 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
         tokens['refresh_token_expires_at'] = expiry(data.get('refresh_token_expires_in'))
     if str(data.get('token_type', 'bearer')).lower() != 'bearer':
         raise ZendeskError('Zendesk issued a token of a type other than bearer')
+    granted = data.get('scope', scope)  # without a scope, Zendesk granted the requested one (RFC 6749, section 5.1)
     if form['grant_type'] != 'refresh_token' or is_scope(data.get('scope')):
-        # Without a scope, Zendesk granted the requested one (RFC 6749, section 5.1). None: unknown
-        tokens['scope'] = data.get('scope', scope) if is_scope(data.get('scope', scope)) else None
-    if scope and set(str(data.get('scope', scope)).split()) != set(scope.split()):
+        tokens['scope'] = granted if is_scope(granted) else None  # None: unknown
+    if scope and is_scope(granted) and set(granted.split()) != set(scope.split()):
         log.warning('Zendesk granted a scope other than %s: check the scopes of the OAuth client', scope)
     return tokens
 
@@ -194,66 +192,81 @@ def user_from(response: Response) -> dict[str, str]:
 
     Raises:
         NewTokenRejected: 401. The token is new, so another refresh would not help.
-        InsufficientScope: 403.
+        InsufficientScope: 403, because of the scope.
         AnonymousUser: Zendesk ignored the access token.
         ZendeskError: any other failure.
     """
-    if response.status_code == 401:
-        raise NewTokenRejected('Zendesk rejected the new access token (401)')
-    if response.status_code == 403:
-        raise InsufficientScope(
-            'Zendesk responded with 403. Add the scope users:read to the OAuth client, and check the role of the user',
-            advice='Zendesk does not allow this app to read your profile. Either the access you granted lacks the '
-            'scope users:read, or your Zendesk user was downgraded or suspended.',
-        )
     if response.status_code != 200:
-        raise unexpected_status(response, 'users:read')
+        raise api_error(response, 'users:read')
 
     user = _object(response).get('user')
     if not isinstance(user, dict):
-        raise ZendeskError('Zendesk responded with 200 but without a user')
+        raise ZendeskError('Zendesk responded with 200 but without a user. Check that no proxy responds in its place')
     # If a request has no valid credentials, Zendesk responds with 200 and an "Anonymous user" without an id.
-    if type(user.get('id')) is not int:
+    if user.get('id') is None:
         raise AnonymousUser(
             'Zendesk ignored the access token and returned its anonymous user. Check that no proxy removes the '
             'Authorization header, and that the address in the settings is the address of the API'
         )
     name, role = user.get('name'), user.get('role')
-    if not isinstance(name, str) or not isinstance(role, str):
-        raise ZendeskError('Zendesk responded with a user whose name or role is not a string')
+    if type(user['id']) is not int or not isinstance(name, str) or not isinstance(role, str):
+        raise ZendeskError('Zendesk responded with a user whose id, name or role has the wrong type')
     return {'name': _printable(name), 'role': _printable(role)}
 
 
-def failed_exchange(cause: Exception, max_bytes: int) -> ZendeskError:
+CA_BUNDLE = 'If a proxy inspects TLS traffic, set REQUESTS_CA_BUNDLE to the path of its CA certificate'
+# Remedies by a part of OpenSSL's message.
+TLS_REMEDIES = {
+    **dict.fromkeys(('mismatch', 'version number', 'record layer'), 'Check the configured address'),
+    **dict.fromkeys(('expired', 'not yet valid'), "Check this machine's clock"),
+}
+
+
+def failed_exchange(error: Exception, max_bytes: int) -> ZendeskError:
     """Return the error for an exchange without a valid response. The message names the cause and the remedy."""
-    name = type(cause).__name__
-    if isinstance(cause, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
-        return ZendeskTimeout(f'No response in time ({name}). Try again later')
-    if isinstance(cause, requests.exceptions.SSLError):
-        return ZendeskError(
-            "The TLS handshake failed, or the certificate is not trusted: check this machine's clock. If a proxy "
-            'inspects TLS traffic, set REQUESTS_CA_BUNDLE to the path of its CA certificate'
-        )
-    if isinstance(cause, requests.exceptions.ProxyError):
-        return ZendeskError('The proxy connection failed: check HTTPS_PROXY and NO_PROXY')
-    if isinstance(cause, OverflowError):
+    cause = transport.cause_of(error)
+    if isinstance(error, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return ZendeskTimeout(f'No response in time ({cause}). Try again later')
+    if isinstance(error, requests.exceptions.SSLError):
+        remedy = next((remedy for words, remedy in TLS_REMEDIES.items() if words in cause), CA_BUNDLE)
+        return ZendeskError(f'The TLS connection failed: {cause}. {remedy}')
+    if isinstance(error, (ssl.SSLError, FileNotFoundError, NotADirectoryError, PermissionError)):
+        return ZendeskError(f'The CA certificates cannot be read: {cause}. Check the path in REQUESTS_CA_BUNDLE')
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return ZendeskError('The proxy in HTTPS_PROXY or ALL_PROXY uses SOCKS: run pip install "requests[socks]"')
+    if isinstance(error, (requests.exceptions.ProxyError, urllib3.exceptions.LocationValueError)):
+        return ZendeskError(f'The proxy connection failed ({cause}): check HTTPS_PROXY and NO_PROXY')
+    if isinstance(error, OverflowError):
         return ZendeskError(
             f'The response is larger than {max_bytes} bytes: request less data, or check the configured address'
         )
     return ZendeskError(
-        f'The connection failed or was closed early ({name}): check the network. If this keeps happening, check the '
+        f'The connection failed or was closed early ({cause}): check the network. If this keeps happening, check the '
         'configured address'
     )
 
 
 def unexpected_response(message: str, response: Response) -> ResponseError:
     """Return the error for a response whose body is not what the caller expects."""
-    return ResponseError(
-        message,
-        response=response,
-        title='Zendesk sent an unexpected response',
-        advice='If this keeps happening, contact the operator of the app.',
-    )
+    return ResponseError(message, response=response, title='Zendesk sent an unexpected response')
+
+
+def api_error(response: Response, scope: str = 'that the request needs') -> ZendeskError:
+    """Return the error for an unexpected status of an API response. `scope` is the scope that the request needs."""
+    if response.status_code == 401 and not _is_not_json(response):
+        return NewTokenRejected('Zendesk rejected the new access token (401)')
+    words = f'{response.text} {response.headers.get("WWW-Authenticate")}'.lower()
+    if response.status_code == 403 and not _is_not_json(response) and re.search('(?<![a-z])scope', words):
+        return InsufficientScope(
+            f'Zendesk responded with 403: the grant lacks a scope. Add the scope {scope} to the OAuth client, then '
+            'grant access again'
+        )
+    return unexpected_status(response, scope)
+
+
+def _is_not_json(response: Response) -> bool:
+    """Return True if the body is something other than a JSON object. Zendesk's errors are JSON objects, or empty."""
+    return bool(response.content) and not isinstance(_parsed(response.content), dict)
 
 
 def unexpected_status(response: Response, scope: str) -> ZendeskError:
@@ -267,12 +280,42 @@ def unexpected_status(response: Response, scope: str) -> ZendeskError:
             retry_after=retry_after,
             advice=f'Wait {retry_after} {"second" if retry_after == 1 else "seconds"}, then try again.',
         )
-    if status >= 500:
+    if status >= 500 or status == 408:
         return ZendeskError(f'Zendesk responded with {status}. Try again later')
     if status == 404 or 300 <= status < 400:
         return setup_error('404' if status == 404 else 'a redirect', scope)
-    advice = 'If this keeps happening, contact the operator of the app.'
-    return ZendeskError(f'Zendesk returned an undocumented status: {status}', advice=advice, retry_after=None)
+    if status in (401, 403) and _is_not_json(response):
+        return ZendeskError(
+            f'Zendesk, or a server in front of it, responded with {status} and a body that is not JSON: a firewall, a '
+            'CDN or a proxy probably blocked the request. Check the network of this machine',
+            title='The request to Zendesk was blocked',
+            advice=f'Something in front of Zendesk, such as a firewall or a proxy, responded with {status}. Contact '
+            'the operator of the app.',
+            retry_after=None,
+        )
+    if status == 403:
+        return ZendeskError(
+            'Zendesk responded with 403, but not because of a scope: check the role of the user, and whether the '
+            'account restricts access to some IP addresses',
+            status=403,
+            title='Zendesk does not allow this request',
+            advice='Your Zendesk user may be suspended or have the wrong role, or the account may block the IP address '
+            'of the app. Ask an administrator of your Zendesk account.',
+            retry_after=None,
+        )
+    message, advice = (
+        f'Zendesk, or a server in front of it, responded with {status}',
+        f'Zendesk responded with {status}. ',
+    )
+    if status == 402 or status > 403:
+        message += '. Check that the account is active'
+        advice += 'The Zendesk account may be suspended or closed: ask its administrator. '
+    return ZendeskError(
+        message,
+        title='Zendesk rejected the request',
+        advice=f'{advice}If this keeps happening, contact the operator of the app.',
+        retry_after=None,
+    )
 
 
 # --- Fingerprints, and the record of each exchange --- #

@@ -13,9 +13,10 @@ class ZendeskOAuthError(Exception):
     The base class of all errors of this package.
 
     `title` and `advice` are for the user, and `status` is the HTTP status of the page. If `reauthorize` is true, the
-    user must grant access again to continue. `retry_after` is the number of seconds to wait, or None if trying again
-    does not help. `next_url` is the path that the product passed to the authorization request, if it is known. The
-    message is for the log: it names the cause and the remedy, and contains no value from a request or a response.
+    user must grant access again to continue. `during_refresh` is true if the error occurred during a refresh: if it
+    keeps happening, the user can grant access again. `retry_after` is the number of seconds to wait, or None if trying
+    again does not help. `next_url` is the path that the product passed to the authorization request, if it is known.
+    The message is for the log: it names the cause and the remedy, and contains no value from a request or a response.
     Errors can be pickled.
     """
 
@@ -23,6 +24,7 @@ class ZendeskOAuthError(Exception):
     title = 'Something went wrong'
     advice = 'Try again.'
     reauthorize = False
+    during_refresh = False
     retry_after: int | None = None
     next_url: str | None = None
 
@@ -93,9 +95,7 @@ class ResponseError(ZendeskError):
     """Zendesk responded with a status other than 2xx, or with an unexpected body. `response` is a Response."""
 
     title = 'Zendesk rejected the request'
-    advice = (
-        'Your Zendesk role or the access you granted may not allow it. If this keeps happening, contact the operator.'
-    )
+    advice = 'If this keeps happening, contact the operator of the app.'
     retry_after = None
     response: Response
 
@@ -144,10 +144,14 @@ class SetupError(ZendeskError):
 
 
 class InsufficientScope(ZendeskError):
-    """The access token does not allow this request (403; RFC 6750, section 3.1)."""
+    """The grant lacks the scope of this request (403; RFC 6750, section 3.1)."""
 
     status = 403
     title = 'A permission is missing'
+    advice = (
+        'You have not granted a permission that the app needs. Grant access again. If this keeps happening, contact '
+        'the operator of the app.'
+    )
     reauthorize = True
     retry_after = None
 
@@ -198,7 +202,8 @@ WRONG_ADDRESS = {
     ),
     'a redirect': (
         'Zendesk redirects to another address',
-        'Check the subdomain: use the current subdomain of the account, not a former one, a brand or an alias',
+        'Check the subdomain: use the current subdomain of the account, not a former one, a brand or an alias. Check '
+        'also that no proxy of the network requires a login',
     ),
 }
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 from urllib.parse import parse_qs, urlencode
 
-from zendesk_oauth.endpoints import CALL_TIMEOUT, Response, send_with_token, unexpected_response
-from zendesk_oauth.errors import LockTimeout, NewTokenRejected, StoreError, ZendeskError
+from zendesk_oauth.endpoints import CALL_TIMEOUT, Response, api_error, send_with_token, unexpected_response
+from zendesk_oauth.errors import LockTimeout, StoreError, ZendeskError
 from zendesk_oauth.stores import Record
 from zendesk_oauth.urls import api_path
 
@@ -177,7 +177,7 @@ class Session:
             log.info('Zendesk rejected the access token (401): refreshing the tokens')
             response = send(self._refresh(record, False))
             if response.status_code == 401:
-                raise NewTokenRejected('Zendesk rejected the new access token (401)')
+                raise api_error(response)
         return response
 
     def _with_valid_token(self, record: Record) -> Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from zendesk_oauth import endpoints, signals, urls
@@ -81,7 +80,8 @@ class TokenClient:
         try:
             return endpoints.tokens_from(endpoints.send(zendesk_url, 'POST', '/oauth/tokens', body=form), form)
         except ZendeskError as error:
-            if type(error) in (ZendeskError, ZendeskTimeout):  # Zendesk may have issued tokens that did not arrive
+            if type(error) in (ZendeskError, ZendeskTimeout) and error.retry_after:
+                # Zendesk may have issued tokens that did not arrive.
                 error.advice += ' If the app then asks for access, grant it again.'
             raise
 
@@ -176,17 +176,20 @@ class TokenClient:
 
     # --- The stored tokens --- #
 
-    def refresh_lock(self, user_id: str) -> AbstractContextManager[Record | None]:
+    @contextlib.contextmanager
+    def refresh_lock(self, user_id: str) -> Iterator[Record | None]:
         """
         Hold the lock for refreshing this user's tokens. All threads and processes that use the store share it.
 
-        The context manager yields the current record, read past any cache, or None.
+        The context manager yields the current record, read past any cache, or None. It sets `during_refresh` on the
+        errors of this package that are raised here or in the `with` block.
 
         Raises:
             LockTimeout: another refresh of the same tokens held the lock too long.
             StoreError: the store cannot be read.
         """
-        return self.store.refresh_lock(user_id)
+        with _during_refresh(), self.store.refresh_lock(user_id) as stored:
+            yield stored
 
     def save_tokens(self, user_id: str, tokens: Record) -> None:
         """
@@ -240,7 +243,7 @@ class TokenClient:
         """
         # Zendesk invalidates both old tokens, so only one of several concurrent requests may refresh.
         # An early refresh does not wait: the access token is still valid.
-        with self.store.refresh_lock(user_id, 0 if early else None) as current:
+        with _during_refresh(), self.store.refresh_lock(user_id, 0 if early else None) as current:
             stored = self._found(current)
             if stored['access_token'] != used['access_token']:
                 log.info('Another request has changed the stored tokens: not refreshing')
@@ -279,3 +282,13 @@ class TokenClient:
         """Return the account in the settings or, without one, the stored account if it is an account of Zendesk."""
         stored = record.get('zendesk_url')
         return self._zendesk_url or (stored if urls.is_account_url(stored) else None)
+
+
+@contextlib.contextmanager
+def _during_refresh() -> Iterator[None]:
+    """Set `during_refresh` on errors raised in the `with` block."""
+    try:
+        yield
+    except ZendeskOAuthError as error:
+        error.during_refresh = True
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import socket
 import ssl
 import time
@@ -82,6 +83,21 @@ def send(
             raise
     call.max_idle = 0  # the GET uses a new connection
     return connections.exchange(request, max_bytes)
+
+
+def cause_of(error: BaseException) -> str:
+    """
+    Return the cause of one of the FAILURES in the words of the operating system or of OpenSSL, else its type.
+
+    The messages of requests and urllib3 are not returned, because they can contain the URL or parts of a response.
+    """
+    for inner in (*error.args, error.__cause__):
+        if isinstance(inner, BaseException):
+            return cause_of(inner)
+    if tunnel := re.match('Tunnel connection failed: [0-9]{3}', str(error)):
+        return tunnel[0]
+    words = getattr(error, 'verify_message', None) or getattr(error, 'strerror', None) or type(error).__name__
+    return str(words).rstrip('.')
 
 
 @functools.lru_cache(maxsize=100)

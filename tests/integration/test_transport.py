@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import gzip
 import hashlib
 import logging
@@ -204,23 +205,39 @@ def test_the_connect_timeout_depends_on_the_addresses_and_the_deadline(monkeypat
 
 
 def test_an_unknown_host_raises_a_zendesk_error():
-    with pytest.raises(ZendeskError, match='check the network'):
+    with pytest.raises(ZendeskError, match=r'\(.*(known|resolution).*\): check the network'):
         send('GET', 'http://zendesk.invalid/')
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='other systems handle a full connection queue differently')
-def test_connecting_has_a_separate_timeout(monkeypatch):
-    monkeypatch.setattr(transport, 'CONNECT_TIMEOUT', 0.1)
+@pytest.fixture
+def silent_address() -> Iterator[tuple[str, int]]:
+    """A host and a port that accept no connections: the queue of the listener is full."""
+    if sys.platform != 'linux':
+        pytest.skip('other systems handle a full connection queue differently')
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(('127.0.0.1', 0), backlog=0))
-        for _ in range(3):  # fill the queue, so that no more connections are accepted
+        for _ in range(3):
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
-        before = time.monotonic()
-        with pytest.raises(ZendeskTimeout):
-            send('GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
+        yield listener.getsockname()
+
+
+def test_connecting_has_a_separate_timeout(silent_address, monkeypatch):
+    monkeypatch.setattr(transport, 'CONNECT_TIMEOUT', 0.1)
+    before = time.monotonic()
+    with pytest.raises(ZendeskTimeout):
+        send('GET', f'http://127.0.0.1:{silent_address[1]}/')
     assert time.monotonic() - before < 10
+
+
+def test_eight_silent_addresses_of_a_host_stay_within_the_timeout(silent_address, monkeypatch):
+    entry = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, '', silent_address)
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **options: [entry] * 8)
+    before = time.monotonic()
+    with pytest.raises(ZendeskTimeout):
+        send('POST', 'http://zendesk.example/', timeout=1)
+    assert time.monotonic() - before < 10  # 8 times CONNECT_TIMEOUT are 24 seconds
 
 
 def chunks(content: bytes) -> bytes:
@@ -276,19 +293,42 @@ def test_a_malformed_response_raises_a_zendesk_error(serve, pieces):
 def test_a_closed_port_raises_a_zendesk_error():
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
-        with pytest.raises(ZendeskError, match='check the network'):
+        with pytest.raises(ZendeskError, match=r'\(Connection refused\): check the network'):
             send('GET', f'http://127.0.0.1:{taken.getsockname()[1]}/')
 
 
-def test_a_server_without_tls_raises_an_error_about_certificates(serve):
-    address = serve(b'HTTP/1.1 400 Bad Request\r\n\r\n', then_close=True).replace('http://', 'https://')
-    with pytest.raises(ZendeskError, match='REQUESTS_CA_BUNDLE'):
-        send('GET', address)
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+UNKNOWN_AUTHORITY = r'(unable to get local issuer|self.signed) certificate.*\. If a proxy .* REQUESTS_CA_BUNDLE'
 
 
-def test_a_certificate_from_an_unknown_authority_is_rejected(serve, tls):
-    with pytest.raises(ZendeskError, match='certificate is not trusted'):
+@pytest.mark.parametrize(
+    ('host', 'validity', 'is_trusted', 'message'),
+    [
+        ('localhost', {'not_after': NOW - DAY}, True, "failed: certificate has expired. Check this machine's clock"),
+        (
+            'localhost',
+            {'not_before': NOW + DAY},
+            True,
+            "failed: certificate is not yet valid. Check this machine's clock",
+        ),
+        ('other.example', {}, True, "failed: Hostname mismatch, .* 'localhost'. Check the configured address"),
+        ('localhost', {}, False, UNKNOWN_AUTHORITY),
+    ],
+)
+def test_a_rejected_certificate_is_explained(serve, authority, request, host, validity, is_trusted, message):
+    if is_trusted:
+        request.getfixturevalue('trusted')
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host, **validity).configure_cert(tls)
+    with pytest.raises(ZendeskError, match=message):
         send('GET', serve(NO_CONTENT, tls=tls))
+
+
+def test_a_server_without_tls_is_explained(serve):
+    address = serve(b'HTTP/1.1 400 Bad Request\r\n\r\n', then_close=True).replace('http://', 'https://')
+    with pytest.raises(ZendeskError, match=r'TLS connection failed: .*\. Check the configured address'):
+        send('GET', address)
 
 
 def test_a_certificate_from_a_trusted_authority_is_accepted(serve, tls, trusted):
@@ -297,8 +337,34 @@ def test_a_certificate_from_a_trusted_authority_is_accepted(serve, tls, trusted)
 
 def test_a_missing_ca_bundle_raises_a_zendesk_error(monkeypatch):
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/no/such/file')
-    with pytest.raises(ZendeskError):
+    with pytest.raises(
+        ZendeskError, match=r'cannot be read: No such file or directory\. Check the path in REQUESTS_CA_BUNDLE'
+    ):
         send('GET', 'https://localhost:1/')
+
+
+def test_an_empty_ca_bundle_raises_a_zendesk_error(monkeypatch, tmp_path):
+    (tmp_path / 'empty.pem').touch()
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path / 'empty.pem'))
+    with pytest.raises(ZendeskError, match=r'cannot be read: .*no certificate.* REQUESTS_CA_BUNDLE'):
+        send('GET', 'https://localhost:1/')
+
+
+@pytest.mark.parametrize(
+    ('proxy', 'message'),
+    [
+        ('socks5://127.0.0.1:1', r'uses SOCKS: run pip install "requests\[socks\]"'),
+        ('http://127.0.0.1:1', r'The proxy connection failed \(Connection refused\): check HTTPS_PROXY'),
+        ('ftp://127.0.0.1:1', r'The proxy connection failed \(.*\): check HTTPS_PROXY'),
+        ('http://canary:canary@proxy.invalid', r'The proxy connection failed \(.*known.*\): check HTTPS_PROXY'),
+    ],
+)
+def test_an_unusable_proxy_is_explained_without_its_password(monkeypatch, proxy, message):
+    monkeypatch.setenv('HTTPS_PROXY', proxy)
+    monkeypatch.setenv('NO_PROXY', '')
+    with pytest.raises(ZendeskError, match=message) as raised:
+        send('GET', 'https://zendesk.example/')
+    assert 'canary' not in str(raised.value)
 
 
 def test_malformed_headers_are_not_logged(serve, capfd, caplog):
@@ -791,6 +857,6 @@ def test_certificates_are_verified_through_a_proxy(tunnel, authority, trusted, n
                 assert send('GET', address).content == b'{}'
             assert server.request_counts == ([2] if tunnel == 'http' else [1, 1])  # no reuse with TLS to the proxy
         else:
-            with pytest.raises(ZendeskError, match='certificate is not trusted'):
+            with pytest.raises(ZendeskError, match='Hostname mismatch'):
                 send('GET', address)
             assert server.request_counts in ([], [0])

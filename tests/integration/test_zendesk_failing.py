@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import threading
 import time
@@ -45,7 +46,11 @@ FAULTS = [
     ({'status': 200, 'body': '{"access_token": "x'}, '200 with truncated JSON', '502 kept', '502 kept', '502 kept'),
     ({'status': 200, 'body': ' ' * (1024 * 1024 + 1)}, '200 with more than 1 MiB', '502 kept', '502 kept', '502 kept'),
     ({'status': 404, 'body': HTML}, '404, no such help desk', '502 kept', '502 kept', '502 kept'),
-    ({'status': 403, 'body': error('Forbidden')}, '403', '502 kept', '502 kept', '403 kept'),
+    ({'status': 403, 'body': error('Forbidden')}, '403', '403 kept', '403 kept', '403 kept'),
+    ({'status': 403, 'body': HTML}, '403 with HTML', '502 kept', '502 kept', '502 kept'),
+    ({'status': 402, 'body': HTML}, '402, suspended', '502 kept', '502 kept', '502 kept'),
+    ({'status': 408, 'body': HTML}, '408', '502 kept', '502 kept', '502 kept'),
+    ({'status': 410, 'body': HTML}, '410, gone', '502 kept', '502 kept', '502 kept'),
     ({'status': 400, 'body': error('invalid_scope')}, '400 invalid_scope', '502 kept', '502 kept', '502 kept'),
     # After any 401 for the profile, the app refreshes the tokens and shows the profile.
     ({'status': 401, 'body': error('invalid_client')}, '401 invalid_client', '502 kept', '502 kept', '200 kept'),
@@ -119,6 +124,7 @@ class Trial:
         outcome = str(browser.status)
         if browser.status != 200:
             assert 'href="/' in browser.text  # a link to continue
+            assert self.column != 'refresh' or 'href="/grant_access"' in browser.text
             assert 'canary' not in browser.text
         if browser.status == 503:
             assert 1 <= int(browser.page.headers['Retry-After']) <= 300
@@ -249,7 +255,8 @@ def test_an_unreachable_zendesk_shows_an_error_page_and_keeps_the_grant(processe
     late.visit(f'{home}zendesk/oauth/callback?code=x&state={parse_qs(urlsplit(request_url).query)["state"][0]}')
     assert (browser.status, late.status) == (502, 502)
     assert 'Try again' in browser.text
-    assert ('REQUESTS_CA_BUNDLE' if 'certificate' in case else 'check the network') in processes.output
+    remedy = 'REQUESTS_CA_BUNDLE' if 'certificate' in case else 'check the network'
+    assert remedy in re.sub(r'\s+', ' ', processes.output)
     assert 'Traceback' not in processes.output
 
     processes.stop(port_of(variables))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
 import pytest
-from helpers import INVALID_GRANT, NEW_TOKENS, REVOKE, SHOW_SELF, TOKEN_ENDPOINT
+from helpers import INVALID_GRANT, NEW_TOKENS, OLD, REVOKE, SHOW_SELF, TOKEN_ENDPOINT, stored
+
+import backend_code
+from zendesk_oauth.errors import StoreError
 
 
 def exchange(**response):
@@ -70,6 +74,11 @@ ANONYMOUS = {'json': {'user': {'id': None, 'name': 'Anonymous user', 'role': 'en
 SECRET = ('Zendesk rejected the client ID or the client secret', ['client ID', 'client secret'])
 NOT_ALLOWED = ('The OAuth client does not allow this scope', ['add the scope users:read'])
 NO_ZENDESK = ('There is no Zendesk account at this address', ['Check the subdomain', 'not of a brand'])
+PAGE = '<html><h1>Blocked</h1></html>'
+BLOCKED = (
+    'The request to Zendesk was blocked',
+    ['responded with 403. Contact the operator of the app. Home'],
+)
 MOVED = ('Zendesk redirects to another address', ['Check the subdomain', 'a former one', 'an alias'])
 
 
@@ -109,11 +118,46 @@ MOVED = ('Zendesk redirects to another address', ['Check the subdomain', 'a form
         (twice, 400, 'This link cannot be used', ['already used', 'already granted access'], ['opened twice']),
         (authorization(error='access_denied'), 403, 'Access was not granted', ['Start again'], ['clicked Deny']),
         (
-            profile(status=403, json={'error': 'Forbidden'}),
+            profile(
+                status=403, json={'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}
+            ),
             403,
             'A permission is missing',
-            ['users:read', 'downgraded', 'Start again'],
-            ['403', 'users:read', 'role'],
+            ['a permission that the app needs', 'Start again'],
+            ['403', 'Add the scope users:read'],
+        ),
+        (
+            profile(status=403, json={'error': {'title': 'Forbidden'}}),
+            403,
+            'Zendesk does not allow this request',
+            ['role', 'Ask an administrator of your Zendesk account. Home'],
+            ['not because of a scope', 'role', 'IP addresses'],
+        ),
+        (
+            exchange(status=403, json={'error': 'Forbidden'}),
+            403,
+            'Zendesk does not allow this request',
+            ['block the IP address'],
+            ['IP addresses'],
+        ),
+        (profile(status=403, body=PAGE), 502, *BLOCKED, ['firewall', 'network']),
+        (exchange(status=403, body=PAGE), 502, *BLOCKED, ['firewall', 'network']),
+        (
+            profile(status=402, body=PAGE),
+            502,
+            'Zendesk rejected the request',
+            ['responded with 402', 'may be suspended', 'contact the operator of the app. Home'],
+            ['402', 'account is active'],
+        ),
+        (
+            refresh(status=402, body=PAGE),
+            502,
+            'Zendesk rejected the request',
+            [
+                'responded with 402',
+                'contact the operator of the app. You can also grant access again . Home',
+            ],
+            ['402', 'account is active'],
         ),
         (
             profile(**ANONYMOUS),
@@ -151,3 +195,55 @@ def test_a_revocation_that_does_nothing_is_logged(alice, zendesk, log):
     zendesk.get(SHOW_SELF, status=200)
     assert 'Zendesk did not confirm' in alice.post('/disconnect').text
     assert 'still responds with 200 instead of 401' in ''.join(log)
+
+
+REFUSED = {'status': 400, 'json': {'error': 'invalid_request'}}
+
+
+@pytest.mark.parametrize(
+    ('response', 'status', 'try_again'),
+    [
+        (INVALID_CLIENT, 502, False),
+        (INVALID_SCOPE, 502, False),
+        (REFUSED, 502, False),
+        (NO_HELP_DESK, 502, False),
+        (ELSEWHERE, 502, False),
+        ({'status': 402}, 502, False),
+        ({'status': 403, 'body': PAGE}, 502, False),
+        ({'status': 500}, 502, True),
+        ({'status': 503}, 503, True),
+        ({'status': 429}, 503, True),
+        ({'json': []}, 502, True),
+        ({'body': TimeoutError()}, 504, True),
+        ({'body': ConnectionError()}, 502, True),
+    ],
+)
+def test_an_error_page_after_a_failed_refresh_offers_to_grant_access_again(alice, zendesk, response, status, try_again):
+    page = refresh(**response)(alice, zendesk, None)
+    assert page.status_code == status
+    assert 'You can also <a href="/grant_access">grant access again</a>.' in page.text
+    assert ('href="/profile">Try again' in page.text) == try_again
+    assert stored()['alice'] == OLD
+
+
+def test_an_error_page_of_disconnect_does_not_offer_to_grant_access_again(alice):
+    Path('users.json.d').mkdir()
+    Path('users.json.d/locks').touch()
+    page = alice.post('/disconnect')
+    assert (page.status_code, 'grant access again' in page.text) == (503, False)
+
+
+def test_an_error_page_of_the_profile_request_does_not_offer_to_grant_access_again(alice, zendesk):
+    assert 'grant_access' not in profile(status=500)(alice, zendesk, None).text
+
+
+@pytest.mark.parametrize('method', ['refresh_lock', 'check_writable', 'replace'])
+def test_a_store_error_during_a_refresh_offers_to_grant_access_again(alice, zendesk, monkeypatch, method):
+    def fail(*args, **kwargs):
+        raise StoreError('The disk is full')
+
+    monkeypatch.setattr(backend_code.store, method, fail)
+    zendesk.delete(REVOKE, status=204)
+    page = refresh(json=NEW_TOKENS)(alice, zendesk, None)
+    assert page.status_code == 503
+    assert page.text.count('href="/grant_access"') == 1

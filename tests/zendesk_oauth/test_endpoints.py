@@ -21,6 +21,7 @@ from zendesk_oauth.errors import (
     InvalidGrant,
     NewTokenRejected,
     RateLimited,
+    ResponseError,
     SetupError,
     ZendeskError,
     ZendeskTimeout,
@@ -86,13 +87,16 @@ def send(request, oauth, zendesk):
     [
         ({'status': 500, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
         ({'status': 502, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
+        ({'status': 408, 'body': '<html>'}, ZendeskError, 502, 'Try again later'),
         ({'status': 503, 'body': '<html>'}, ZendeskUnavailable, 503, 'unavailable'),
         ({'status': 429, 'body': 'Number of allowed API requests exceeded'}, RateLimited, 503, 'too many requests'),
         ({'status': 404, 'body': '<html>No help desk here'}, SetupError, 502, 'the subdomain'),
         ({'status': 301, 'headers': {'Location': 'https://evil.example/'}}, SetupError, 502, 'the subdomain'),
         ({'status': 302, 'headers': {'Location': 'http://['}}, SetupError, 502, 'redirect'),
         ({'status': 302, 'headers': {'Location': '\xff\xfe'}}, SetupError, 502, 'redirect'),
-        ({'status': 418}, ZendeskError, 502, 'undocumented status: 418'),
+        ({'status': 418}, ZendeskError, 502, '418. Check that the account is active'),
+        ({'status': 403, 'body': '<html>'}, ZendeskError, 502, '403 and a body that is not JSON: a firewall'),
+        ({'status': 401, 'body': '<html>'}, ZendeskError, 502, '401 and a body that is not JSON: a firewall'),
         ({'status': 200, 'body': ''}, ZendeskError, 502, 'without|has no valid'),
         ({'status': 200, 'body': '<html>'}, ZendeskError, 502, 'without|has no valid'),
         ({'status': 200, 'body': 'null'}, ZendeskError, 502, 'without|has no valid'),
@@ -104,8 +108,14 @@ def send(request, oauth, zendesk):
         ({'body': requests.ConnectTimeout()}, ZendeskTimeout, 504, 'ConnectTimeout'),
         ({'body': requests.ReadTimeout()}, ZendeskTimeout, 504, 'ReadTimeout'),
         ({'body': requests.ConnectionError('refused')}, ZendeskError, 502, 'network'),
-        ({'body': requests.exceptions.SSLError('bad certificate')}, ZendeskError, 502, 'certificate'),
-        ({'body': requests.exceptions.ProxyError('no proxy')}, ZendeskError, 502, 'HTTPS_PROXY'),
+        ({'body': requests.exceptions.SSLError('canary')}, ZendeskError, 502, 'SSLError.*CA certificate'),
+        ({'body': requests.exceptions.ProxyError('canary')}, ZendeskError, 502, 'ProxyError.*HTTPS_PROXY'),
+        (
+            {'body': requests.exceptions.ProxyError(OSError('Tunnel connection failed: 407 canary'))},
+            ZendeskError,
+            502,
+            r'\(Tunnel connection failed: 407\): check HTTPS_PROXY',
+        ),
         ({'body': requests.exceptions.ChunkedEncodingError()}, ZendeskError, 502, 'network'),
         ({'body': urllib3.exceptions.ProtocolError('x')}, ZendeskError, 502, 'network'),
         ({'body': ValueError('invalid chunk size')}, ZendeskError, 502, 'network'),
@@ -115,6 +125,7 @@ def test_each_failure_raises_one_error_with_its_remedy(send, zendesk, response, 
     with pytest.raises(ZendeskError, match=remedy) as raised:
         send(**response)
     assert (type(raised.value), raised.value.status) == (error, status)
+    assert 'canary' not in str(raised.value)
     assert len(zendesk.calls) == 1
 
 
@@ -252,7 +263,8 @@ def test_an_access_token_of_the_maximum_length_is_returned(oauth, zendesk):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'warnings'), [({'scope': 'tickets:read'}, 1), ({'scope': 'users:read'}, 0), ({'scope': ...}, 0)]
+    ('changes', 'warnings'),
+    [({'scope': 'tickets:read'}, 1), ({'scope': 'users:read'}, 0), ({'scope': ...}, 0), ({'scope': None}, 0)],
 )
 def test_an_unrequested_scope_is_logged(oauth, zendesk, package_log, changes, warnings):
     zendesk.post(TOKEN_ENDPOINT, json=without_ellipses({**NEW_TOKENS, **changes}))
@@ -382,33 +394,85 @@ def test_a_response_without_a_user_raises_an_error(data):
         user_from(Response(200, {}, json.dumps(data).encode()))
 
 
-@pytest.mark.parametrize('user_id', [None, False, True, [], '', '1', 1.0, float('nan'), {}])
-def test_a_user_without_a_numeric_id_is_anonymous(user_id):
+@pytest.mark.parametrize('user', [{'name': 'Anonymous user'}, {**USER['user'], 'id': None}])
+def test_a_user_without_an_id_is_anonymous(user):
     with pytest.raises(AnonymousUser, match='Authorization header') as raised:
-        user_of(id=user_id)
+        user_from(Response(200, {}, json.dumps({'user': user}).encode()))
     assert (raised.value.status, raised.value.reauthorize) == (502, True)
 
 
-@pytest.mark.parametrize('changes', [{'name': 5}, {'name': None}, {'role': 5}, {'role': None}, {'role': ['agent']}])
-def test_a_malformed_name_or_role_raises_an_error(changes):
-    with pytest.raises(ZendeskError, match='name or role'):
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *({'id': value} for value in (False, True, [], '', '1', 1.0, float('nan'), {})),
+        *({'name': value} for value in (5, None, ['a'])),
+        *({'role': value} for value in (5, None, ['agent'])),
+    ],
+)
+def test_a_field_of_the_wrong_type_raises_a_plain_zendesk_error(changes):
+    with pytest.raises(ZendeskError, match='wrong type') as raised:
         user_of(**changes)
+    assert (type(raised.value), raised.value.reauthorize) == (ZendeskError, False)
+
+
+SCOPE = {'error': 'Forbidden', 'description': 'Missing the following required scopes: read'}
+ROLE = {'error': {'title': 'Forbidden', 'message': 'You do not have access to this page. Please contact the account'}}
+PAGE = '<html><h1>403 Forbidden: the firewall has no scope for you</h1></html>'
+BLOCKED = 'The request to Zendesk was blocked'
+
+
+REJECTIONS = [
+    (401, {'error': 'invalid_token'}, NewTokenRejected, 'Zendesk rejected the new access token', 502, True),
+    (401, '', NewTokenRejected, 'Zendesk rejected the new access token', 502, True),
+    (401, PAGE, ZendeskError, BLOCKED, 502, False),
+    (403, SCOPE, InsufficientScope, 'A permission is missing', 403, True),
+    (403, {'error': 'insufficient_scope'}, InsufficientScope, 'A permission is missing', 403, True),
+    (403, {'a': {'Required_Scopes': ['read']}}, InsufficientScope, 'A permission is missing', 403, True),
+    (403, ROLE, ZendeskError, 'Zendesk does not allow this request', 403, False),
+    (403, {'error': 'horoscope.example is blocked'}, ZendeskError, 'Zendesk does not allow this request', 403, False),
+    (403, '{}', ZendeskError, 'Zendesk does not allow this request', 403, False),
+    (403, '', ZendeskError, 'Zendesk does not allow this request', 403, False),
+    (403, PAGE, ZendeskError, BLOCKED, 502, False),
+    (403, '["scope"]', ZendeskError, BLOCKED, 502, False),
+    *(
+        (status, body, ZendeskError, 'Zendesk rejected the request', 502, False)
+        for status in (204, 206, 400, 402, 405, 410, 423, 451)
+        for body in (ROLE, PAGE, '')
+    ),
+]
+
+
+def check_rejection(call, status, title, page, reauthorize):
+    with pytest.raises(ZendeskError, match=str(status)) as raised:
+        call()
+    assert (raised.value.title, raised.value.status, raised.value.reauthorize) == (title, page, reauthorize)
+    assert raised.value.retry_after is None
+    inactive = status in (402, 405, 410, 423, 451)
+    assert ('may be suspended or closed' in raised.value.advice) == inactive
+    assert ('account is active' in str(raised.value)) == inactive
+    assert 'try again' not in raised.value.advice.lower()
+    assert ('rant access again' in raised.value.advice) == reauthorize
+    return type(raised.value)
+
+
+def test_a_missing_scope_in_the_header_is_recognized():
+    response = Response(403, {'WWW-Authenticate': 'Bearer error="insufficient_scope"'}, b'')
+    with pytest.raises(InsufficientScope):
+        user_from(response)
+
+
+@pytest.mark.parametrize(('status', 'body', 'error', 'title', 'page', 'reauthorize'), REJECTIONS)
+def test_an_error_of_show_self_names_the_cause(status, body, error, title, page, reauthorize):
+    response = Response(status, {}, (body if isinstance(body, str) else json.dumps(body)).encode())
+    assert check_rejection(lambda: user_from(response), status, title, page, reauthorize) is error
 
 
 @pytest.mark.parametrize(
-    ('status', 'error', 'page', 'reauthorize'),
-    [
-        (401, NewTokenRejected, 502, True),
-        (403, InsufficientScope, 403, True),
-        (206, ZendeskError, 502, False),
-        (204, ZendeskError, 502, False),
-        (400, ZendeskError, 502, False),
-    ],
+    ('body', 'title', 'page', 'reauthorize'), [(row[1], *row[3:]) for row in REJECTIONS if row[0] == 403]
 )
-def test_any_other_status_of_show_self_raises_an_error(status, error, page, reauthorize):
-    with pytest.raises(ZendeskError, match=str(status)) as raised:
-        user_of(status)
-    assert (type(raised.value), raised.value.status, raised.value.reauthorize) == (error, page, reauthorize)
+def test_a_403_in_a_product_names_the_cause(body, title, page, reauthorize):
+    response = Response(403, {}, (body if isinstance(body, str) else json.dumps(body)).encode())
+    assert check_rejection(response.raise_for_status, 403, title, page, reauthorize) is ResponseError
 
 
 # --- Fingerprints --- #

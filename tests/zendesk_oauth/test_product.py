@@ -391,7 +391,15 @@ def test_raise_for_status_returns_the_response():
 
 @pytest.mark.parametrize(
     ('status', 'page_status', 'retry_after'),
-    [(302, 502, None), (403, 502, None), (404, 502, None), (429, 503, 30), (500, 502, 10), (503, 503, 30)],
+    [
+        (302, 502, None),
+        (403, 502, None),
+        (404, 502, None),
+        (408, 502, 10),
+        (429, 503, 30),
+        (500, 502, 10),
+        (503, 503, 30),
+    ],
 )
 def test_raise_for_status_raises_a_response_error(status, page_status, retry_after):
     response = Response(status, {}, b'canary')

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
-from helpers import INVALID_GRANT, REVOKE, TOKEN_ENDPOINT, ZENDESK, bearer, form, requests_to
+from helpers import INVALID_GRANT, LATER, REVOKE, TOKEN_ENDPOINT, ZENDESK, bearer, form, requests_to
 from product import OLD, TOKENS, client, connected_client
 
 from zendesk_oauth import MemoryStore, ZendeskOAuth, endpoints, signals
@@ -655,3 +655,49 @@ def test_a_timeout_raises_an_error(alice, zendesk):
     zendesk.get(TICKETS, body=requests.Timeout())
     with pytest.raises(ZendeskTimeout):
         alice.get('/api/v2/tickets.json')
+
+
+# --- Errors of a refresh --- #
+
+
+@pytest.mark.parametrize(
+    'response', [{'status': 500}, {'status': 402}, {'status': 401, 'json': {'error': 'invalid_client'}}]
+)
+@pytest.mark.parametrize('expires_at', [LATER, 0])
+def test_each_error_of_a_refresh_has_during_refresh(oauth, zendesk, response, expires_at):
+    oauth.store.save('alice', {**OLD, 'zendesk_url': ZENDESK, 'access_token_expires_at': expires_at})
+    zendesk.get(TICKETS, status=401)
+    zendesk.post(TOKEN_ENDPOINT, **response)
+    with pytest.raises(ZendeskError) as raised:
+        oauth.session('alice').get('/api/v2/tickets.json')
+    assert raised.value.during_refresh
+
+
+def test_a_store_error_of_a_refresh_has_during_refresh(oauth, zendesk, monkeypatch, alice):
+    def fail():
+        raise StoreError('The disk is full')
+
+    monkeypatch.setattr(oauth.store, 'check_writable', fail)
+    zendesk.get(TICKETS, status=401)
+    with pytest.raises(StoreError) as raised:
+        alice.get('/api/v2/tickets.json')
+    assert raised.value.during_refresh
+
+
+def test_a_second_401_that_is_not_json_blames_a_firewall(zendesk, alice):
+    zendesk.get(TICKETS, status=401, body='<html>')
+    zendesk.post(TOKEN_ENDPOINT, json=TOKENS)
+    with pytest.raises(ZendeskError) as raised:
+        alice.get('/api/v2/tickets.json')
+    assert (raised.value.title, raised.value.reauthorize) == ('The request to Zendesk was blocked', False)
+
+
+def test_other_errors_do_not_have_during_refresh(oauth, zendesk, alice):
+    zendesk.get(TICKETS, body=requests.ConnectionError())
+    zendesk.post(TOKEN_ENDPOINT, status=500)
+    pending = oauth.authorization_request('alice')
+    query, cookies = {'code': 'the-code', 'state': pending.state}, {pending.cookie_name: pending.cookie_value}
+    for call in (lambda: alice.get('/api/v2/tickets.json'), lambda: oauth.exchange('alice', query, cookies)):
+        with pytest.raises(ZendeskError) as raised:
+            call()
+        assert not raised.value.during_refresh
