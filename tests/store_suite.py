@@ -190,6 +190,17 @@ def test_a_record_with_a_malformed_expiry_is_kept(db, expires_at):
     assert set(records(db)) == {'alice', 'bob', 'carol', 'dave'}
 
 
+# --- Health --- #
+
+
+def test_check_readable_changes_nothing(db):
+    db.check_readable()
+    assert records(db) == {}
+    set_records(db, alice=OLD, bob=5)
+    db.check_readable()
+    assert set(records(db)) == {'alice', 'bob'}
+
+
 # --- The refresh lock --- #
 
 

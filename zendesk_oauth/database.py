@@ -31,6 +31,7 @@ from sqlalchemy import (
     inspect,
     make_url,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
@@ -171,11 +172,19 @@ class Database:
             return bindparam('now', callable_=lambda: time.time(), type_=Float)
         return cast(extract('epoch', func.now()), Float)
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool = True, retry_timeout: float = RETRY_TIMEOUT) -> T:
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        writes: bool = True,
+        retry_timeout: float = RETRY_TIMEOUT,
+        prepare: bool = True,
+    ) -> T:
         """
         Call `work` in a transaction and return its result. Retry it after an error that may be temporary.
 
-        `work` must be repeatable: if the connection breaks, it is unknown whether the transaction was committed.
+        `work` must be repeatable: if the connection breaks, it is unknown whether the transaction was committed. If
+        `prepare` is true, the first transaction checks and creates the tables.
 
         Raises:
             StoreError: `retry_timeout` seconds have passed, or the error is permanent (`retry_after` is None).
@@ -184,7 +193,8 @@ class Database:
         while True:
             try:
                 with _forks.transaction():
-                    self._check_once()
+                    if prepare:
+                        self._check_once()
                     with self.engine.connect() as db:
                         self._begin(db, writes)
                         result = work(db)
@@ -201,6 +211,20 @@ class Database:
             if time.monotonic() > deadline:
                 raise StoreError(f'{self} cannot be accessed: {_cause(problem)}. {self._remedy}')
             time.sleep(RETRY_INTERVAL)
+
+    def check_readable(self, statement: Any, values: Mapping[str, Any]) -> None:
+        """
+        Execute the statement once. Only connect if the tables may not exist yet, or do nothing if the file does not.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        if self.path and not os.access(self.path, os.R_OK):
+            if self._checked:
+                raise StoreError(f'{self} was deleted or cannot be read. Restore it, and restart the app')
+            return
+        query: Any = statement if self._checked else text('SELECT 1')
+        self.run(lambda db: db.execute(query, values).all(), writes=False, retry_timeout=0, prepare=False)
 
     def is_missing(self) -> bool:
         """

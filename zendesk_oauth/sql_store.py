@@ -148,6 +148,10 @@ class SqlStore(Store):
         finally:
             self._database.engine.dispose()  # a process that is forked later must not inherit connections
 
+    def check_readable(self) -> None:
+        """Raise StoreError if the database cannot be read now. Create neither a file nor a table."""
+        self._database.check_readable(NEXT.limit(1), {'user': ''})
+
     # --- Records --- #
 
     def find(self, user_id: str) -> Record | None:

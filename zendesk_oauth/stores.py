@@ -75,6 +75,10 @@ class Store(Protocol):
         """Raise StoreError if the store is not usable in its current location. Call it once, when the app starts."""
         return
 
+    def check_readable(self) -> None:
+        """Raise StoreError if the records cannot be read. Change nothing."""
+        return
+
     def check_writable(self) -> None:
         """Raise StoreError if the store is not writable. Call it under the lock, before a request."""
 
@@ -238,6 +242,15 @@ class JsonFileStore(_DictStore):
             if lock_folder.exists():
                 tempfile.TemporaryFile(dir=lock_folder).close()
 
+    def check_readable(self) -> None:
+        """Raise StoreError if the file cannot be read, or if it is not a JSON object. Do not rename it."""
+        try:
+            self._read_if_changed()
+        except _NotJson:
+            raise StoreError(
+                f'{self} is not a JSON object. Repair it, or the app renames it at the next request'
+            ) from None
+
     def check_writable(self) -> None:
         """Rewrite the file unchanged, with room to grow, in the normal way. It fails if the real write would fail."""
         with self._changing(spare=SPARE):
@@ -263,7 +276,14 @@ class JsonFileStore(_DictStore):
     # --- Reading --- #
 
     def _current(self, cached: bool = True) -> dict[str, Any]:
-        """Return the records; do not change them. Read the file again only if it has changed."""
+        """Return the records, which callers must not change. If the file is not a JSON object, rename it first."""
+        with contextlib.suppress(_NotJson):
+            return self._read_if_changed(cached)
+        with self._locked('write', WRITE_TIMEOUT):
+            return self._read_or_rename()
+
+    def _read_if_changed(self, cached: bool = True) -> dict[str, Any]:
+        """Return the records, or raise _NotJson. Use the cache if `cached` is true and the file has not changed."""
         with _or_store_error(f'{self} cannot be read'):
             try:
                 status = Path(str(self)).stat()
@@ -273,11 +293,9 @@ class JsonFileStore(_DictStore):
         last_version, last_records = self._last_read
         if cached and last_version == version:
             return last_records
-        with contextlib.suppress(_NotJson):
-            self._last_read = version, self._read()
-            return self._last_read[1]
-        with self._locked('write', WRITE_TIMEOUT):
-            return self._read_or_rename()
+        records = self._read()
+        self._last_read = version, records  # another thread may replace it before this one returns
+        return records
 
     def _read(self) -> dict[str, Any]:
         with _or_store_error(f'{self} cannot be read'):

@@ -353,6 +353,8 @@ def test_error_pages_offer_a_retry_while_the_database_is_down(processes, machine
         assert re.search('href="/profile">Try again', browser.text)
         browser.visit(home)
         assert browser.status == 200
+        browser.visit(f'{home}health')
+        assert (browser.status, browser.text) == (503, 'unavailable\n')
     late.decide('allow')
     assert late.status == 503
     assert processes.request_log('exchange')[1:] == []  # a code is not exchanged if its tokens cannot be stored
@@ -363,3 +365,5 @@ def test_error_pages_offer_a_retry_while_the_database_is_down(processes, machine
     for home in machines.homes:
         browser.visit(f'{home}profile')
         assert browser.greeting == f'👋 Hi, {AGENT}!'
+        browser.visit(f'{home}health')
+        assert (browser.status, browser.text) == (200, 'ok\n')

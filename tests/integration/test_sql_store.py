@@ -23,7 +23,7 @@ import pytest
 from cryptography.fernet import Fernet
 from helpers import KEY, LATER, NEW, OLD, OTHER, PROJECT
 from postgresql import PASSWORD
-from servers import environment, wait_until
+from servers import environment, free_port, wait_until
 from store_suite import records, set_records
 
 from zendesk_oauth import SqlStore, ZendeskOAuth
@@ -208,6 +208,43 @@ def test_concurrent_first_uses_create_the_tables_once(open_db, store_url, sql):
             list(pool.map(lambda user, db=db: db.save(user, OLD), users))
         assert sql('SELECT count(*) FROM zendesk_oauth_tokens') == [(len(users),)]
         db._database.engine.dispose()
+
+
+@with_each
+def test_check_readable_creates_neither_a_file_nor_a_table(open_db, store_url, sql, tmp_path):
+    db = open_db(store_url)
+    db.check_readable()
+    assert not (tmp_path / 'tokens.db').exists()
+    db._database.engine.connect().close()  # SQLite creates an empty file
+    db.check_readable()
+    with pytest.raises(Exception, match='zendesk_oauth_tokens'):
+        sql('SELECT * FROM zendesk_oauth_tokens')
+    db.save('alice', OLD)
+    db.check_readable()
+
+
+@with_each
+def test_check_readable_reads_the_table(db, sql):
+    db.save('alice', OLD)
+    db.check_readable()
+    sql('DROP TABLE zendesk_oauth_tokens')
+    with pytest.raises(StoreError, match='zendesk_oauth_tokens'):
+        db.check_readable()
+
+
+@with_sqlite
+def test_check_readable_fails_if_the_file_is_deleted(db, tmp_path):
+    db.save('alice', OLD)
+    (tmp_path / 'tokens.db').unlink()
+    with pytest.raises(StoreError, match=r'tokens\.db was deleted or cannot be read'):
+        db.check_readable()
+
+
+def test_check_readable_does_not_retry_while_the_database_is_down(open_db, monkeypatch):
+    db = open_db(f'postgresql://127.0.0.1:{free_port()}/app')
+    monkeypatch.setattr(time, 'sleep', lambda seconds: pytest.fail('it waits'))
+    with pytest.raises(StoreError, match=r'refused.*Check that PostgreSQL runs'):
+        db.check_readable()
 
 
 @with_each

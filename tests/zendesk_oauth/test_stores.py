@@ -128,6 +128,19 @@ def test_an_edited_file_is_read_again(db):
     assert db.find('alice') is None
 
 
+def test_an_older_read_of_another_thread_does_not_replace_the_record_under_the_lock(tmp_path, monkeypatch):
+    class Store(JsonFileStore):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == '_last_read':  # another thread, which has read the file earlier, sets it right afterward
+                super().__setattr__(name, ((), {'alice': OLD}))
+
+    monkeypatch.chdir(tmp_path)
+    store(alice=NEW)
+    with Store('users.json').refresh_lock('alice') as stored:
+        assert stored == NEW
+
+
 def test_the_refresh_lock_bypasses_the_cache(db, monkeypatch):
     store(alice=OLD)
     assert db.find('alice') == OLD
@@ -608,6 +621,27 @@ def test_check_setup_accepts_a_file_system_without_hard_links(db, monkeypatch, n
     store(alice=OLD)
     monkeypatch.setattr(os, 'link', raise_error(number))
     db.check_setup()
+
+
+def test_check_readable_creates_no_file(db):
+    db.check_readable()
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"alice": ', b'\xff'.decode('latin-1')])
+def test_check_readable_does_not_rename_the_file(db, content):
+    store(alice=OLD)
+    db.check_readable()
+    Path('users.json').write_text(content, encoding='latin-1')
+    with pytest.raises(StoreError, match=r'users\.json is not a JSON object\. Repair it'):
+        db.check_readable()
+    assert [path.name for path in Path().iterdir()] == ['users.json']
+
+
+def test_check_readable_names_the_cause(db, monkeypatch):
+    monkeypatch.setattr(Path, 'stat', raise_error(errno.EACCES))
+    with pytest.raises(StoreError, match=r'users\.json cannot be read: Permission denied'):
+        db.check_readable()
 
 
 def test_check_setup_refuses_a_missing_folder():
