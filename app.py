@@ -17,7 +17,7 @@ from zendesk_oauth import Response, user_from
 
 web.logs.init(terminal=__name__ == '__main__')  # not in the article: short log lines under `python app.py`
 # --- Setting your environment variables --- #
-# Read the environment and .env. If none of the four required variables is set, `python app.py` starts practice mode.
+# Read the environment and .env. Without a .env and the four required variables, `python app.py` starts practice mode.
 settings = load_settings(practice_allowed=__name__ == '__main__')
 
 import backend_code  # noqa: E402 - needs the settings
@@ -148,6 +148,6 @@ if __name__ == '__main__':
 
         web.stop_if_port_is_taken(PORT)
         serve_in_background()
-    logger.info('Serving the app at http://localhost:{}. Press Ctrl+C to stop', settings.port)
+    logger.info('Serving the app at {}. Press Ctrl+C to stop', settings.address)
     # Not in the article: no debugger (it runs any code sent to it), and connections from this machine only.
     app.run(host='127.0.0.1', port=settings.port, debug=False, load_dotenv=False)

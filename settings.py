@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dotenv import load_dotenv
+from dotenv import dotenv_values
 from filelock import FileLock, Timeout
 from loguru import logger
 
-from zendesk_oauth.stores import owner_is_trusted, write_private_file
+from zendesk_oauth.stores import REMEDIES, owner_is_trusted, write_private_file
 
 if sys.version_info < (3, 11):  # noqa: UP036 - pip does not check this
     raise SystemExit(f'Python 3.11 or newer is required. This is Python {sys.version_info[0]}.{sys.version_info[1]}')
 
+ENV_FILE = Path(__file__).with_name('.env')
 CALLBACK_PATH = '/zendesk/oauth/callback'
 SECRET_KEY_FILE = '.secret_key'  # noqa: S105 - the file's name, not a key
 
@@ -43,7 +44,9 @@ PRACTICE = {
     'ZENDESK_SUBDOMAIN': 'practice',
     'REDIRECT_URI': f'http://localhost:3000{CALLBACK_PATH}',
     'ZENDESK_BASE_URL': 'http://localhost:3001',
-    'DATABASE_URL': '',  # practice mode always uses users.json
+    # Practice mode always uses users.json, and the port of its redirect URI.
+    'DATABASE_URL': '',
+    'PORT': '',
 }
 
 OPTIONAL = (
@@ -53,6 +56,7 @@ OPTIONAL = (
     'DATABASE_URL',
     'TOKEN_ENCRYPTION_KEYS',
     'PROXY_HOPS',
+    'PORT',
 )
 NEW_KEY = f'{sys.executable} -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
@@ -69,7 +73,7 @@ class Settings:
     `zendesk_url` and `redirect_uri` are absolute URLs. `zendesk_url` has no trailing slash. `secret_key_fallbacks` are
     previous values of `secret_key`. If `database_url` is empty, the app stores tokens in users.json. In a database, the
     first of the `token_encryption_keys` encrypts the tokens. `proxy_hops` is the number of trusted proxies in front of
-    the app.
+    the app. The app listens on `port`.
     """
 
     client_id: str
@@ -82,6 +86,12 @@ class Settings:
     database_url: str = field(default='', repr=False)
     token_encryption_keys: tuple[str, ...] = field(default=(), repr=False)
     proxy_hops: int = 0
+    port: int = 3000
+
+    @property
+    def address(self) -> str:
+        """Where to open the app on this machine."""
+        return self.origin if self.on_localhost else f'http://localhost:{self.port}'
 
     @property
     def origin(self) -> str:
@@ -97,35 +107,70 @@ class Settings:
     def on_localhost(self) -> bool:
         return is_loopback(urlsplit(self.redirect_uri).hostname)
 
-    @property
-    def port(self) -> int:
-        """The port to listen on: the redirect URI's port if it is on localhost, else 3000 (for a proxy)."""
-        return urlsplit(self.redirect_uri).port or 3000 if self.on_localhost else 3000
-
 
 def load_settings(practice_allowed: bool = False) -> Settings:
     """
-    Read the settings, or exit with one message that lists every problem.
+    Read the settings at the first call, or exit. The message lists all missing or malformed settings, or names the
+    first malformed line of `.env`.
 
     The exit status 4 makes gunicorn stop instead of restarting the worker again and again.
     """
     global _current
-    env_file = Path(__file__).with_name('.env')
+    note = ''
     try:
-        load_dotenv(stream=io.StringIO(_read_private_file(env_file).decode('utf-8-sig')))  # Notepad adds a BOM
-        _current = read_settings(os.environ, practice_allowed)
+        if _current:
+            return _current
+        environ = dict(os.environ)
+        for name, value in _read_env_file().items():
+            if name in (*REQUIRED, *OPTIONAL):
+                environ[name] = environ.get(name, '').strip() or value  # an empty variable does not hide it
+            else:
+                os.environ.setdefault(name, value)  # of a library, such as HTTPS_PROXY
+        # A user who has a .env wants to use their own Zendesk.
+        has_env_file = os.path.lexists(ENV_FILE)
+        if has_env_file and not any(environ.get(name) for name in REQUIRED):
+            note = f'\nThe file {ENV_FILE} sets none of the required variables. Correct or delete it.'
+        _current = read_settings(environ, practice_allowed and not has_env_file)
     except SettingsError as error:
-        problem = str(error)
-    except UnicodeDecodeError:
-        problem = 'The file .env is not UTF-8 text. Save it again with the encoding UTF-8.'
+        problem = f'{error}{note}'
     except (OSError, Timeout) as error:
         name, cause = str(error.filename or SECRET_KEY_FILE), error.strerror or error
-        alternative = '' if name == str(env_file) else ' and to the working directory, or set SECRET_KEY'
-        problem = f'The file {name} cannot be read or written ({cause}). Give the app access to it{alternative}.'
+        alternative = '' if name == str(ENV_FILE) else ' and to the working directory, or set SECRET_KEY'
+        remedy = REMEDIES.get(error.errno or 0, f'Give the app access to it{alternative}')
+        problem = f'The file {name} cannot be read or written ({cause}). {remedy}.'
     else:
         return _current
     print(problem, file=sys.stderr)
     raise SystemExit(4)
+
+
+def _read_env_file() -> dict[str, str]:
+    """
+    Return the variables in `.env`. Each is on one line. A value can contain `$`, because nothing is expanded.
+
+    Raises:
+        SettingsError: a line is malformed, or the file is a folder or not UTF-8 text.
+    """
+    if ENV_FILE.is_dir():  # Docker creates a folder if the file to mount does not exist
+        raise SettingsError(f'{ENV_FILE} is a folder. Rename or delete it, and create a file (see .env.example).')
+    text = _read_private_file(ENV_FILE).decode('utf-8-sig', 'replace')  # Notepad adds a BOM
+    if re.search('[\0\ufffd]', text):
+        raise SettingsError(f'The file {ENV_FILE} is not UTF-8 text. Save it again with the encoding UTF-8.')
+    variables: dict[str, str] = {}
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if not line.strip() or line.lstrip().startswith('#'):
+            continue
+        found = None
+        if re.match(r'\s*(export\s+)?[A-Za-z_][A-Za-z0-9_.-]*\s*=', line):
+            # Preceded by empty comments, so that dotenv's warning about an open quotation mark has the right number.
+            found = dotenv_values(stream=io.StringIO('#\n' * (number - 1) + line), interpolate=False)
+        if not found:
+            raise SettingsError(
+                f'Line {number} of {ENV_FILE} is malformed. Write NAME=value, such as ZENDESK_SUBDOMAIN=mondocam, '
+                'without "set" or "$env:". Close each quotation mark on the same line. A comment starts with #.'
+            )
+        variables |= {name: value or '' for name, value in found.items()}
+    return variables
 
 
 _current: Settings | None = None
@@ -148,7 +193,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
     """
     practice_mode = practice_allowed and not any(name in environ for name in REQUIRED)
     if practice_mode:
-        logger.info('No settings found: starting practice mode')
+        logger.info('Found neither settings nor a file .env: starting practice mode')
         environ = {**environ, **PRACTICE}
 
     values = {name: environ.get(name, '').strip() for name in (*REQUIRED, *OPTIONAL)}
@@ -170,6 +215,7 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
             'SECRET_KEY is short. Anyone who guesses it can sign in as any user. Use at least 32 random characters'
         )
 
+    redirect = urlsplit(values['REDIRECT_URI'])
     settings = Settings(
         client_id=values['ZENDESK_CLIENT_ID'],
         client_secret=values['ZENDESK_CLIENT_SECRET'],
@@ -182,12 +228,18 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
         database_url=values['DATABASE_URL'],
         token_encryption_keys=tuple(values['TOKEN_ENCRYPTION_KEYS'].split()),
         proxy_hops=int(values['PROXY_HOPS'] or 0),
+        # Under https, a proxy uses the port of the redirect URI.
+        port=int(values['PORT'] or 0) or (redirect.port if redirect.scheme == 'http' else None) or 3000,
     )
     if settings.client_id.isdigit():  # each OAuth client also has a number, which is not valid here
         logger.warning(
             'ZENDESK_CLIENT_ID is a number. If Zendesk responds with "No such client" or invalid_client, use the '
             'Identifier of the OAuth client, such as my_oauth_app'
         )
+    if settings.https and settings.on_localhost and settings.port == redirect.port:
+        raise SettingsError(f'A proxy uses port {redirect.port} of the https REDIRECT_URI. Set PORT to another port.')
+    if settings.on_localhost and settings.port != (urlsplit(settings.origin).port or (443 if settings.https else 80)):
+        logger.info('Open the app at {}, which a proxy must forward to port {}', settings.origin, settings.port)
     return settings
 
 
@@ -197,6 +249,8 @@ def _problem_of(name: str, value: str) -> str | None:
         return f'is missing: {REQUIRED[name]}'
     if name in REQUIRED and value in PLACEHOLDERS:
         return f'is still the placeholder from .env.example. Set it to {REQUIRED[name]}'
+    if name in REQUIRED and re.search('^["\']|["\']$', value):
+        return 'starts or ends with a quotation mark, which docker --env-file keeps. Remove the quotation marks'
     if name in ('ZENDESK_CLIENT_ID', 'ZENDESK_CLIENT_SECRET') and not re.fullmatch(r'[!-~]+', value):
         return 'contains a space or another invalid character. Copy it again'
     if name == 'ZENDESK_SUBDOMAIN' and not re.fullmatch('[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?', value):
@@ -207,6 +261,8 @@ def _problem_of(name: str, value: str) -> str | None:
         return _problem_of_url(value.rstrip('/'), path='')
     if name == 'PROXY_HOPS' and not re.fullmatch('[0-9]?', value):
         return 'is not a number of proxies, such as 1'
+    if name == 'PORT' and value and not (re.fullmatch('[0-9]{1,5}', value) and 0 < int(value) < 65536):
+        return 'is not a port number, such as 8000'
     return None
 
 
@@ -245,6 +301,8 @@ def _problem_of_url(url: str, path: str) -> str | None:
     if parts.scheme != 'https' and not (parts.scheme == 'http' and is_loopback(parts.hostname)):
         return 'must start with https:// to protect the codes and tokens. Only localhost may use http://'
     if parts.path != path or '?' in url or '#' in url:
+        if path and parts.path.endswith(path):
+            return f'must have the path {path}, without a prefix. Use a subdomain for the app instead of a path'
         return f'must have the path {path}, the callback route' if path else 'must not have a path'
     return None
 

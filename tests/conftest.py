@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
-# The app reads its settings on import. The environment takes precedence over the developer's .env.
+import settings
+
+# The app reads its settings on import, but not the developer's .env.
+settings.ENV_FILE = Path('no-such-file')
 os.environ.update(
     ZENDESK_CLIENT_ID='test_client',
     ZENDESK_CLIENT_SECRET='canary-client-secret',
     ZENDESK_SUBDOMAIN='mondocam',
     REDIRECT_URI='http://localhost:3000/zendesk/oauth/callback',
     SECRET_KEY='canary-secret-key-canary-secret-key',
-    ZENDESK_BASE_URL='',
-    SECRET_KEY_FALLBACKS='',
-    DATABASE_URL='',
-    PROXY_HOPS='',
 )
+for name in set(settings.OPTIONAL) - {'SECRET_KEY'}:
+    os.environ.pop(name, None)
 
 import pytest
 import responses

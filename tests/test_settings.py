@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import runpy
@@ -14,7 +15,7 @@ from helpers import PROJECT
 
 import settings as settings_module
 import zendesk_oauth
-from settings import SettingsError, read_settings
+from settings import REQUIRED, Settings, SettingsError, read_settings
 from zendesk_oauth import endpoints, stores, tokens
 
 GOOD = {
@@ -117,6 +118,9 @@ def test_one_message_names_all_problems():
             'must have the path /zendesk/oauth/callback',
         ),
         ('REDIRECT_URI', 'http://localhost:3000/zendesk/oauth/callback#', 'must have the path /zendesk/oauth/callback'),
+        ('REDIRECT_URI', 'https://canary.example/canary/zendesk/oauth/callback', 'without a prefix. Use a subdomain'),
+        *((name, f'{quote}canary{quote}', 'Remove the quotation marks') for name in REQUIRED for quote in '"\''),
+        ('ZENDESK_CLIENT_SECRET', 'canary"', 'Remove the quotation marks'),
         ('ZENDESK_BASE_URL', 'http://canary.example', 'https://'),
         ('ZENDESK_BASE_URL', 'https://canary.example/path', 'must not have a path'),
         ('ZENDESK_BASE_URL', 'canary', 'absolute URL'),
@@ -183,10 +187,66 @@ def test_the_origin_has_the_form_that_browsers_send(redirect_uri, origin):
         ('http://localhost:5000/zendesk/oauth/callback', 5000),
         ('http://127.0.0.1/zendesk/oauth/callback', 3000),
         ('https://app.example.com:8443/zendesk/oauth/callback', 3000),
+        ('https://localhost:8443/zendesk/oauth/callback', 3000),
     ],
 )
-def test_the_port_comes_from_a_redirect_uri_on_localhost(redirect_uri, port):
+def test_the_port_comes_from_an_http_redirect_uri(redirect_uri, port):
     assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri}).port == port
+
+
+@pytest.mark.parametrize('redirect_uri', [GOOD['REDIRECT_URI'], 'https://app.example.com/zendesk/oauth/callback'])
+def test_port_overrides_the_port_of_the_redirect_uri(redirect_uri):
+    assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri, 'PORT': '8000'}).port == 8000
+
+
+@pytest.mark.parametrize(('redirect_port', 'port'), [(3000, ''), (8000, '8000')])
+def test_the_app_does_not_take_the_port_of_a_local_proxy(redirect_port, port):
+    redirect_uri = f'https://localhost:{redirect_port}/zendesk/oauth/callback'
+    with pytest.raises(SettingsError, match=f'A proxy uses port {redirect_port} .* Set PORT to another port'):
+        read_settings({**GOOD, 'REDIRECT_URI': redirect_uri, 'PORT': port})
+    assert read_settings({**GOOD, 'REDIRECT_URI': redirect_uri, 'PORT': '3003'}).port == 3003
+
+
+@pytest.mark.parametrize(
+    ('redirect_uri', 'address'),
+    [
+        ('http://localhost:5000', 'http://localhost:5000'),
+        ('http://127.0.0.1:3000', 'http://127.0.0.1:3000'),
+        ('https://localhost:8443', 'https://localhost:8443'),
+        ('https://app.example.com', 'http://localhost:3000'),
+    ],
+)
+def test_the_address_is_where_to_open_the_app_on_this_machine(redirect_uri, address):
+    assert read_settings({**GOOD, 'REDIRECT_URI': f'{redirect_uri}/zendesk/oauth/callback'}).address == address
+
+
+@pytest.mark.parametrize('port', ['0', '65536', '-1', '80a', '8000.0', '8' * 5000, '\u0663'])
+def test_a_malformed_port_is_refused(port):
+    with pytest.raises(SettingsError, match='PORT is not a port number, such as 8000'):
+        read_settings({**GOOD, 'PORT': port})
+
+
+def test_practice_mode_ignores_port():
+    assert read_settings({'PORT': '8080', 'SECRET_KEY': 'key'}, practice_allowed=True).port == 3000
+
+
+@pytest.mark.parametrize(
+    ('redirect_uri', 'port', 'line'),
+    [
+        ('https://localhost:8443', '', 'https://localhost:8443, which a proxy must forward to port 3000'),
+        ('https://localhost', '', 'https://localhost, which a proxy must forward to port 3000'),
+        ('http://localhost:3000', '8000', 'http://localhost:3000, which a proxy must forward to port 8000'),
+        ('http://localhost', '', 'http://localhost, which a proxy must forward to port 3000'),
+        ('http://localhost:3000', '3000', None),
+        ('http://localhost:3000', '', None),
+        ('https://app.example.com', '', None),
+    ],
+)
+def test_the_log_names_the_address_that_a_local_proxy_must_forward(log, redirect_uri, port, line):
+    read_settings(
+        {**GOOD, 'SECRET_KEY': 'k' * 32, 'REDIRECT_URI': f'{redirect_uri}/zendesk/oauth/callback', 'PORT': port}
+    )
+    assert log == ([f'Open the app at {line}\n'] if line else [])
 
 
 def test_practice_mode_starts_if_all_four_settings_are_missing():
@@ -227,9 +287,199 @@ def test_the_error_names_an_unreadable_env_file(monkeypatch, capsys):
         raise PermissionError(13, 'Permission denied', str(path))
 
     monkeypatch.setattr(Path, 'open', refuse)
+    monkeypatch.setattr(settings_module, '_current', None)
+    monkeypatch.setattr(settings_module, 'ENV_FILE', PROJECT / '.env')
     with pytest.raises(SystemExit):
         settings_module.load_settings()
     assert '/.env cannot be read or written (Permission denied)' in capsys.readouterr().err.replace(os.sep, '/')
+
+
+# --- .env --- #
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """A function that loads the settings with this content of .env and these environment variables."""
+
+    def load(content: bytes | str | None = None, **variables: str) -> Settings:
+        if content is not None:
+            Path('.env').write_bytes(content if isinstance(content, bytes) else content.encode())
+            Path('.env').chmod(0o600)
+        monkeypatch.setattr(os, 'environ', dict(variables))
+        return settings_module.load_settings(practice_allowed=True)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings_module, 'ENV_FILE', tmp_path / '.env')
+    monkeypatch.setattr(settings_module, '_current', None)
+    return load
+
+
+def lines(**variables: str) -> str:
+    return ''.join(f'{name}={value}\n' for name, value in variables.items())
+
+
+def test_without_an_env_file_practice_mode_starts(load):
+    assert load(SECRET_KEY='canary-key').practice_mode
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '',
+        '\n\n',
+        '# ZENDESK_CLIENT_ID=canary\n',
+        'SECRET_KEY=canary-key\n',
+        'ZENDESK_CLIENTID=canary\nZENDESK_SECRET=canary\n',
+        'zendesk_client_id=canary\n',
+        'ZENDESK-CLIENT-ID=canary\n',
+        'ZENDESK_CLIENT_ID=\n',
+    ],
+)
+def test_an_env_file_without_the_required_variables_is_refused(load, tmp_path, capsys, content):
+    with pytest.raises(SystemExit) as raised:
+        load(content)
+    message = capsys.readouterr().err
+    assert raised.value.code == 4
+    assert 'ZENDESK_CLIENT_ID is missing' in message
+    assert f'The file {tmp_path}/.env sets none of the required variables' in message
+    assert 'canary' not in message
+
+
+def test_an_env_file_with_other_variables_is_accepted_if_the_environment_has_the_required_ones(load):
+    settings = load('SECRET_KEY=from-the-file-from-the-file\n', **{**GOOD, 'SECRET_KEY': ''})
+    assert (settings.secret_key, settings.client_id) == ('from-the-file-from-the-file', 'my_client')
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'set ZENDESK_CLIENT_ID=canary',
+        'setx ZENDESK_CLIENT_ID canary',
+        'ZENDESK_CLIENT_ID: canary',
+        'ZENDESK_CLIENT_ID',
+        'export ZENDESK_CLIENT_ID',
+        'ZENDESK CLIENT ID=canary',
+        'ZENDESK_CLIENT_SECRET="canary',
+        "ZENDESK_CLIENT_SECRET='canary",
+        'ZENDESK_CLIENT_SECRET="canary" canary',
+        '=canary',
+        "'A=B'=canary",
+        '$env:ZENDESK_CLIENT_ID = "canary"',
+        '"ZENDESK_CLIENT_ID"="canary"',
+        '\u200bZENDESK_CLIENT_ID=canary',
+        'canary',
+        '[canary]',
+        '// canary',
+    ],
+)
+@pytest.mark.parametrize('number', [1, 3])
+@pytest.mark.parametrize('line_break', ['\n', '\r\n', '\r'])
+def test_a_malformed_line_is_named(load, tmp_path, capsys, log, line, number, line_break):
+    before = ['# a comment', 'ZENDESK_SUBDOMAIN=mondocam'][: number - 1]
+    with pytest.raises(SystemExit) as raised:
+        load(line_break.join([*before, line, 'REDIRECT_URI=x']), ZENDESK_CLIENT_ID='my_client')
+    message = capsys.readouterr().err
+    assert raised.value.code == 4
+    assert f'Line {number} of {tmp_path}/.env is malformed. Write NAME=value' in message
+    assert 'canary' not in message + ''.join(log)
+
+
+def test_the_warning_of_dotenv_names_the_same_line(load, caplog):
+    with pytest.raises(SystemExit):
+        load('\n# a comment\nZENDESK_CLIENT_ID="canary\n')
+    assert [record.getMessage()[-6:] for record in caplog.records] == ['line 3']
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('my$client', 'my$client'),
+        ('${HOME}$HOME', '${HOME}$HOME'),
+        ("'my${HOME}client'", 'my${HOME}client'),
+        ('"my${HOME}client"', 'my${HOME}client'),
+        ('my#client', 'my#client'),
+        ('my=client', 'my=client'),
+        ('my\\client', 'my\\client'),
+        ('my"client', 'my"client'),
+        ('my_client  # a comment', 'my_client'),
+    ],
+)
+def test_a_value_in_the_env_file_is_not_expanded(load, text, value):
+    assert load(lines(**{**GOOD, 'ZENDESK_CLIENT_ID': text}), HOME='/home/canary').client_id == value
+
+
+@pytest.mark.parametrize('line', ['export ZENDESK_CLIENT_ID=my_client', '  ZENDESK_CLIENT_ID = my_client  '])
+def test_spaces_and_export_are_accepted(load, line):
+    rest = {name: value for name, value in GOOD.items() if name != 'ZENDESK_CLIENT_ID'}
+    assert load(f'{line}\n\n{lines(**rest)}').client_id == 'my_client'
+
+
+def test_a_folder_instead_of_the_env_file_is_refused(load, tmp_path, capsys):
+    Path('.env').mkdir()
+    with pytest.raises(SystemExit) as raised:
+        load()
+    assert raised.value.code == 4
+    assert f'{tmp_path}/.env is a folder. Rename or delete it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('text', 'encoding'),
+    [
+        ('ZENDESK_CLIENT_ID=canarä', 'latin-1'),
+        *(('ZENDESK_CLIENT_ID=canary', name) for name in ('utf-16', 'utf-16-le')),
+    ],
+)
+def test_an_env_file_in_another_encoding_is_refused(load, tmp_path, capsys, text, encoding):
+    with pytest.raises(SystemExit):
+        load(text.encode(encoding))
+    message = capsys.readouterr().err
+    assert message == f'The file {tmp_path}/.env is not UTF-8 text. Save it again with the encoding UTF-8.\n'
+    assert 'canar' not in message
+
+
+def test_a_link_to_a_missing_env_file_does_not_start_practice_mode(load, capsys):
+    Path('.env').symlink_to('no-such-file')
+    with pytest.raises(SystemExit):
+        load()
+    assert 'sets none of the required variables' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('empty', ['', ' '])
+def test_an_empty_variable_does_not_hide_the_value_in_the_env_file(load, empty):
+    variables = {**GOOD, 'PORT': '8000', 'PROXY_HOPS': '1'}
+    settings = load(lines(**variables), **dict.fromkeys(variables, empty))
+    assert (settings.client_id, settings.secret_key, settings.port, settings.proxy_hops) == (
+        *('my_client', 'canary-key'),
+        *(8000, 1),
+    )
+
+
+def test_variables_of_libraries_are_set_unless_the_environment_has_them(load):
+    content = lines(**GOOD, HTTPS_PROXY='http://proxy.example', NO_PROXY='file.example')
+    load(content, NO_PROXY='')
+    assert (os.environ['HTTPS_PROXY'], os.environ['NO_PROXY']) == ('http://proxy.example', '')
+    assert not settings_module.REQUIRED.keys() & os.environ.keys()  # child processes need no secrets
+
+
+def test_the_environment_takes_precedence(load):
+    assert load(lines(**GOOD), ZENDESK_CLIENT_ID='other_client').client_id == 'other_client'
+
+
+def test_empty_variables_alone_do_not_start_practice_mode(load, capsys):
+    with pytest.raises(SystemExit):
+        load(**dict.fromkeys(settings_module.REQUIRED, ''))
+    assert 'ZENDESK_CLIENT_ID is missing' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(load, monkeypatch, capsys, number):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr('fcntl.flock', fail)
+    with pytest.raises(SystemExit):
+        load(lines(**{**GOOD, 'SECRET_KEY': ''}))
+    assert f'({os.strerror(number)}). The file system has no locks. Use a folder' in capsys.readouterr().err
 
 
 # --- Files of secrets --- #
@@ -241,7 +491,7 @@ posix = pytest.mark.skipif(os.name != 'posix', reason='file modes and owners nee
 def private_files(tmp_path, monkeypatch):
     """Return, for each file, a function that makes the app read it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings_module, '__file__', str(tmp_path / 'settings.py'))  # .env is next to it
+    monkeypatch.setattr(settings_module, 'ENV_FILE', tmp_path / '.env')
     monkeypatch.setattr(settings_module, '_current', None)
     for name in GOOD:
         monkeypatch.delenv(name, raising=False)
@@ -369,11 +619,37 @@ def test_practice_mode_ignores_database_url():
     assert read_settings(variables, practice_allowed=True).database_url == ''
 
 
+@pytest.mark.parametrize(
+    ('host', 'port', 'bind'),
+    [
+        ('http://localhost:3000', '', '127.0.0.1:3000'),
+        ('http://localhost:3000', '8000', '127.0.0.1:8000'),
+        ('https://localhost:8443', '8000', '127.0.0.1:8000'),
+        ('https://app.example.com', '', '127.0.0.1:3000'),
+        ('https://app.example.com', '8000', '0.0.0.0:8000'),
+        ('https://app.example.com', ' ', '127.0.0.1:3000'),
+    ],
+)
+def test_gunicorn_binds_to_all_addresses_only_if_port_is_set_and_not_on_localhost(monkeypatch, host, port, bind):
+    variables = {**GOOD, 'REDIRECT_URI': f'{host}/zendesk/oauth/callback', 'PORT': port}
+    monkeypatch.setattr(settings_module, '_current', read_settings(variables))
+    monkeypatch.setenv('LOGURU_LEVEL', 'INFO')
+    monkeypatch.setenv('PORT', port)
+    assert runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))['bind'] == bind
+
+
+def test_port_in_the_env_file_does_not_open_gunicorn_to_other_machines(load, monkeypatch):
+    load(lines(**{**GOOD, 'REDIRECT_URI': 'https://app.example.com/zendesk/oauth/callback', 'PORT': '8000'}))
+    for _ in range(2):  # also after HUP
+        assert runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))['bind'] == '127.0.0.1:8000'
+
+
 def test_gunicorn_binds_to_loopback_and_waits_for_slow_requests(monkeypatch):
     monkeypatch.setenv('LOGURU_LEVEL', 'INFO')
     gunicorn = runpy.run_path(str(PROJECT / 'gunicorn.conf.py'))
     assert gunicorn['bind'] == '127.0.0.1:3000'
     assert gunicorn['preload_app'] is True
+    assert gunicorn['keepalive'] > 60  # for which load balancers keep idle connections
     assert gunicorn['threads'] > 1
     # A grant: check the store, exchange the code, store the tokens, delete and revoke the old ones.
     grant = 3 * stores.WRITE_TIMEOUT + endpoints.CALL_TIMEOUT + tokens.BEST_EFFORT_TIMEOUT
