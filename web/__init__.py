@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import socket
 import time
@@ -10,6 +9,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import click
 from flask import Flask, Request, Response, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
@@ -36,18 +36,19 @@ HEADERS = {
     'Cross-Origin-Resource-Policy': 'same-origin',
     'Permissions-Policy': 'camera=(), geolocation=(), microphone=()',
 }
-SESSION_LIFETIME = 604800  # seconds: as long as a refresh token
+SESSION_LIFETIME = 604800  # seconds: the lifetime that the app requests for a refresh token
 CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
-AUTHORIZE, CALLBACK = '/zendesk/auth', '/zendesk/oauth/callback'
+AUTHORIZE, CALLBACK, HEALTH = '/zendesk/auth', '/zendesk/oauth/callback', '/health'
 
 
 def init_app(app: Flask, settings: Settings, store: Store) -> None:
     """
     Set up what all pages share: session cookie, headers, canonical host, cross-site checks and error pages.
 
-    Exit if `store.check_setup` fails.
+    Exit if `store.check_setup` fails, or if options of `flask run` or `uvicorn` are wrong.
     """
     stop_if_store_is_unusable(store)
+    stop_if_server_options_are_wrong(settings)
     configure_cookies(app, settings)
     app.url_map.merge_slashes = False  # otherwise /zendesk//auth redirects to the host in the request
     if settings.proxy_hops:
@@ -58,6 +59,7 @@ def init_app(app: Flask, settings: Settings, store: Store) -> None:
     app.before_request(partial(redirect_to_canonical_host, settings))
     app.before_request(partial(refuse_prefetches_and_other_sites, settings))
     app.after_request(partial(add_headers, settings))
+    app.add_url_rule(HEALTH, 'health', partial(show_health, store))
     app.register_error_handler(ZendeskOAuthError, show_error)
     app.register_error_handler(HTTPException, show_http_error)
     app.jinja_env.globals['practice_mode'] = settings.practice_mode
@@ -72,10 +74,13 @@ def redirect_to_canonical_host(settings: Settings) -> ResponseReturnValue | None
     """
     Redirect from 127.0.0.1 to localhost if the redirect URI uses localhost, and vice versa.
 
-    Browsers treat the two as different hosts, so the cookies of one are missing at the other.
+    Browsers treat the two as different hosts, so the cookies of one are missing at the other. If the host has another
+    port, a proxy has changed it, and a redirect would lead back here.
     """
-    host, canonical = re.sub(r':\d*$', '', request.host).strip('[]'), urlsplit(settings.origin).hostname
-    if request.method == 'GET' and host != canonical and is_loopback(host) and is_loopback(canonical):
+    canonical = urlsplit(settings.origin)
+    host = request.host.removesuffix(f':{canonical.port}').strip('[]')
+    is_alias = host != canonical.hostname and is_loopback(host) and settings.on_localhost
+    if request.method == 'GET' and is_alias and request.path != HEALTH:
         query = '?' + request.query_string.decode('latin-1') if request.query_string else ''
         return redirect(settings.origin + quote(request.path) + query)
     return None
@@ -102,7 +107,7 @@ def add_headers(settings: Settings, response: Response) -> Response:
         # Browsers keep pages in memory for "Back", even with no-store, until an HttpOnly cookie changes.
         name, value = cookie_prefix(settings.redirect_uri) + 'changed', secrets.token_hex(8)
         response.set_cookie(name, value, max_age=60, secure=settings.https, httponly=True, samesite='Lax')
-    if settings.https:
+    if settings.https and not settings.on_localhost:  # it would apply to all ports of localhost
         response.headers['Strict-Transport-Security'] = 'max-age=31536000'
     return response
 
@@ -215,6 +220,19 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
     return response
 
 
+# --- Health --- #
+
+
+def show_health(store: Store) -> ResponseReturnValue:
+    """Return 200 if the store can be read, else 503. Change nothing, and do not use the session."""
+    try:
+        store.check_readable()
+    except StoreError as error:
+        logger.warning('{}: {}', error.title, error)
+        return 'unavailable\n', 503, {'Content-Type': 'text/plain'}
+    return 'ok\n', {'Content-Type': 'text/plain'}
+
+
 # --- Start-up --- #
 
 
@@ -225,6 +243,27 @@ def stop_if_store_is_unusable(store: Store) -> None:
     except StoreError as error:
         logger.error('{}', error)
         raise SystemExit(4) from None  # gunicorn does not restart a worker that exits with 4
+
+
+def stop_if_server_options_are_wrong(settings: Settings) -> None:
+    """
+    Exit if `flask run` or `uvicorn` would listen on another port, or if `uvicorn` would use ASGI.
+
+    With another port, the browser finds no app after "Allow". Both are commands of click, so their options are known.
+    """
+    context = click.get_current_context(silent=True)
+    options = context.params if context else {}
+    uses_port = not settings.https and not options.get('uds') and not options.get('fd')
+    if options.get('interface', 'wsgi') != 'wsgi':
+        problem = 'This is a WSGI app. Use uvicorn --interface wsgi --no-access-log'
+    elif uses_port and options.get('port') not in (None, 0, settings.port, urlsplit(settings.origin).port or 80):
+        problem = (
+            f'The server would listen on port {options["port"]} instead of {settings.port}. Use --port {settings.port}'
+        )
+    else:
+        return
+    logger.error(problem)
+    raise SystemExit(4)
 
 
 def stop_if_port_is_taken(port: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import socket
+import time
 
 import pytest
 from servers import AGENT, HttpBrowser, free_port, port_of, serving
@@ -41,6 +43,20 @@ def test_gunicorn_logs_changes_and_with_debug_each_step(processes, variables):
         assert ' - Exchanging the authorization code for access and refresh tokens\n' in processes.output
         assert ' - POST /oauth/tokens with code #' in processes.output
         assert (' - GET /api/v2/users/me with access token #' in processes.output) == details
+
+
+def test_gunicorn_keeps_idle_connections_open(processes, variables):
+    """Its default is 2 seconds. A load balancer that reuses the connection later gets no response to a POST."""
+    home = start_gunicorn(processes, variables)
+    connection = http.client.HTTPConnection('localhost', port_of(variables), timeout=10)
+    connection.request('GET', '/health')
+    assert connection.getresponse().read() == b'ok\n'
+    kept = connection.sock
+    time.sleep(3)
+    connection.request('POST', '/disconnect', headers={'Origin': home.rstrip('/')})
+    assert connection.getresponse().status == 200
+    assert connection.sock is kept
+    connection.close()
 
 
 # --- The secret key --- #
@@ -111,7 +127,11 @@ def test_two_machines_accept_each_others_cookies_despite_clock_skew(processes, v
 
 @pytest.fixture
 def proxy(tls):
-    """Run a TLS proxy that sends X-Forwarded headers. Yield its port and the port of the app behind it."""
+    """
+    Run a TLS proxy that changes the host, as nginx does by default, and sends X-Forwarded headers.
+
+    Yield its port and the port of the app behind it.
+    """
     behind = free_port()
 
     def talk(connection: socket.socket) -> None:
@@ -123,13 +143,14 @@ def proxy(tls):
             request = b''
             while b'\r\n\r\n' not in request:
                 request += browser.recv(65536)
-            line, rest = re.sub(rb'\r\n(Connection|X-Forwarded-\w+): [^\r]*', b'', request, flags=re.I).split(
+            line, rest = re.sub(rb'\r\n(Connection|Host|X-Forwarded-\w+): [^\r]*', b'', request, flags=re.I).split(
                 b'\r\n', 1
             )
             forwarded = (
                 f'X-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: localhost:{port}'
             )
-            app.sendall(line + b'\r\nConnection: close\r\n' + forwarded.encode() + b'\r\n' + rest)
+            host = f'Host: 127.0.0.1:{behind}\r\nConnection: close\r\n'
+            app.sendall(line + b'\r\n' + host.encode() + forwarded.encode() + b'\r\n' + rest)
             while piece := app.recv(65536):
                 browser.sendall(piece)
 
@@ -137,22 +158,30 @@ def proxy(tls):
         yield port, behind
 
 
-@pytest.mark.parametrize('hops', ['', '1'])
-def test_the_flow_works_behind_a_tls_proxy_with_secure_cookies(processes, variables, proxy, authority, tmp_path, hops):
+@pytest.mark.parametrize(
+    ('command', 'hops'),
+    [
+        (('-m', 'gunicorn', '-w', '2', 'app:app'), ''),
+        (('-m', 'gunicorn', '-w', '2', 'app:app'), '1'),
+        (('app.py',), ''),
+    ],
+)
+def test_the_flow_works_behind_a_tls_proxy_with_secure_cookies(
+    processes, variables, proxy, authority, tmp_path, command, hops
+):
     port, behind = proxy
     home = f'https://localhost:{port}/'
-    variables |= {'REDIRECT_URI': f'{home}zendesk/oauth/callback', 'PROXY_HOPS': hops}
+    variables |= {'REDIRECT_URI': f'{home}zendesk/oauth/callback', 'PROXY_HOPS': hops, 'PORT': str(behind)}
     zendesk_port = int(processes.zendesk.split(':')[2])
     processes.stop(zendesk_port)
     processes.start('-m', 'practice_zendesk', '--port', str(zendesk_port), port=zendesk_port, **variables)
-    processes.start('-m', 'gunicorn', '-w', '2', '-b', f'127.0.0.1:{behind}', 'app:app', port=behind, **variables)
+    processes.start(*command, port=behind, **variables)
 
     authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
     browser = HttpBrowser(home, tmp_path / 'authority.pem')
     browser.grant()
     browser.click('Get my profile')
     assert browser.greeting == f'👋 Hi, {AGENT}!'
-    assert browser.page.headers['Strict-Transport-Security']
     session, pending = sorted(browser.http.cookies, key=lambda cookie: cookie.name, reverse=True)
     assert (session.name, session.secure) == (f'__Host-zendesk_oauth_{port}_session', True)
     assert (pending.name.startswith(f'__Host-zendesk_oauth_{port}_request_'), pending.secure) == (True, True)

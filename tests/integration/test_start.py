@@ -235,6 +235,42 @@ def test_an_env_file_that_every_account_can_read_causes_a_warning(start, tmp_pat
     assert ended.stdout == 'my_client\n'
 
 
+# --- Servers --- #
+
+
+@pytest.mark.parametrize('worker', ['gevent', 'asgi'])
+def test_gunicorn_ends_with_one_line_if_its_worker_class_is_not_supported(start, worker):
+    ended = start(['-m', 'gunicorn', '-k', worker, '-b', '127.0.0.1:0', 'app:app'], **GOOD)
+    assert ended.returncode == 4
+    assert re.search(r'The \w+Worker of gunicorn is not supported. Remove the option -k', ended.stderr)
+    assert 'Traceback' not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--port', '3000'], 'This is a WSGI app. Use uvicorn --interface wsgi'),
+        (
+            ['--port', '8000', '--interface', 'wsgi'],
+            'The server would listen on port 8000 instead of 3000. Use --port 3000',
+        ),
+    ],
+)
+def test_uvicorn_ends_with_one_line(start, options, message):
+    ended = start(['-m', 'uvicorn', 'app:app', *options], **GOOD)
+    assert ended.returncode == 4
+    assert message in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+@pytest.mark.parametrize('options', [[], ['--port', '5000'], ['--debug']])
+def test_flask_run_ends_with_one_line_if_its_port_is_wrong(start, options):
+    ended = start(['-m', 'flask', '--app', 'app', 'run', *options], **GOOD)
+    assert ended.returncode == 4
+    assert 'The server would listen on port 5000 instead of 3000. Use --port 3000' in ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
 # --- Ports --- #
 
 

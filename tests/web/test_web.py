@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+import click
 import pytest
-from flask import Flask, request
+from flask import Flask, Response, request
 from helpers import NEW_TOKENS, OLD, OTHER, SHOW_SELF, TOKEN_ENDPOINT, USER, bearer, store, stored
 
 import backend_code
 import web
 from settings import current_settings
-from zendesk_oauth.errors import ZendeskError
+from zendesk_oauth.errors import StoreError, ZendeskError
 
 # --- Headers --- #
 
@@ -54,6 +55,13 @@ def test_every_response_has_the_security_headers(browser, method, path):
     assert headers['Cross-Origin-Resource-Policy'] == 'same-origin'
     assert 'Strict-Transport-Security' not in headers
     assert (headers['Cache-Control'] == 'no-store') == (path != '/static/app.css')
+
+
+def test_there_is_no_hsts_header_on_localhost(app):
+    """Browsers would apply the restriction to the servers on all ports of localhost."""
+    local = dataclasses.replace(current_settings(), redirect_uri='https://localhost:8443/zendesk/oauth/callback')
+    with app.test_request_context():
+        assert 'Strict-Transport-Security' not in web.add_headers(local, Response()).headers
 
 
 def test_pages_have_no_inline_code_and_no_external_links(browser):
@@ -351,6 +359,12 @@ def test_a_loopback_address_is_redirected_to_the_canonical_host(browser, host, p
     assert 'Set-Cookie' not in response.headers
 
 
+@pytest.mark.parametrize('host', ['127.0.0.1:8000', '[::1]:8000', 'localhost:8000', '127.0.0.1:30000'])
+def test_a_host_with_another_port_is_not_redirected(browser, host):
+    """A proxy has changed it, so the redirect would lead back here."""
+    assert browser.get('/', headers={'Host': host}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ('path', 'location'),
     [
@@ -483,6 +497,44 @@ def test_the_app_does_not_start_with_an_unusable_store(app, log):
     assert re.search(r'/users\.json is not a file\. Delete it', log[-1])
 
 
+# --- /health --- #
+
+
+@pytest.mark.parametrize('method', ['GET', 'HEAD'])
+@pytest.mark.parametrize('host', ['localhost:3000', '127.0.0.1:3000', '10.0.0.5', 'app.example.com'])
+def test_health_is_ok_for_any_host_without_a_session(alice, zendesk, method, host):
+    response = alice.open('/health', method=method, headers={'Host': host})
+    assert (response.status_code, response.text) == (200, 'ok\n' if method == 'GET' else '')
+    assert response.mimetype == 'text/plain'
+    assert 'Set-Cookie' not in response.headers
+    assert 'Vary' not in response.headers
+    assert stored() == {'alice': OLD, 'bob': OTHER}
+    assert not zendesk.calls
+
+
+def test_health_is_ok_before_the_first_grant(browser):
+    assert browser.get('/health').status_code == 200
+    assert list(Path().iterdir()) == []
+
+
+def test_health_returns_503_if_the_store_cannot_be_read(browser, monkeypatch, log):
+    def fail():
+        raise StoreError('PostgreSQL is down. Start it')
+
+    monkeypatch.setattr(backend_code.store, 'check_readable', fail)
+    response = browser.get('/health')
+    assert (response.status_code, response.text) == (503, 'unavailable\n')
+    assert log[-1] == 'The app cannot access its stored data: PostgreSQL is down. Start it\n'
+
+
+def test_health_does_not_rename_a_damaged_file(browser):
+    Path('users.json').write_text('{"alice": ')
+    assert browser.get('/health').status_code == 503
+    assert [path.name for path in Path().iterdir()] == ['users.json']
+    Path('users.json').write_text('{}')
+    assert browser.get('/health').status_code == 200
+
+
 # --- Practice mode --- #
 
 
@@ -510,6 +562,39 @@ def test_practice_mode_shows_no_help_for_the_real_zendesk(app, browser, monkeypa
 
 
 # --- Start-up --- #
+
+
+@pytest.mark.parametrize(
+    ('options', 'changes', 'message'),
+    [
+        ({'port': 5000}, {}, 'The server would listen on port 5000 instead of 3000. Use --port 3000'),
+        ({'port': 5000}, {'port': 8000}, 'The server would listen on port 5000 instead of 8000. Use --port 8000'),
+        ({'port': 3000, 'interface': 'auto'}, {}, 'This is a WSGI app. Use uvicorn --interface wsgi --no-access-log'),
+        ({'port': 3000, 'interface': 'wsgi'}, {}, None),
+        ({'port': 3000}, {}, None),
+        ({'port': 8000}, {'port': 8000}, None),
+        ({'port': 3000}, {'port': 8000}, None),
+        ({'port': 80}, {'redirect_uri': 'http://localhost/zendesk/oauth/callback'}, None),
+        ({'port': 8000, 'uds': '/run/app.sock'}, {}, None),
+        ({'port': 8000, 'fd': 3}, {}, None),
+        ({'port': 0}, {}, None),
+        ({'port': 5000}, {'redirect_uri': 'https://localhost:8443/zendesk/oauth/callback'}, None),
+        ({'port': 5000}, {'redirect_uri': 'https://app.example.com/zendesk/oauth/callback'}, None),
+        ({}, {}, None),
+    ],
+)
+def test_wrong_options_of_the_server_end_the_start(log, options, changes, message):
+    settings = dataclasses.replace(current_settings(), **changes)
+    context = click.Context(click.Command('run'))
+    context.params = options
+    with context.scope():
+        if message is None:
+            web.stop_if_server_options_are_wrong(settings)
+        else:
+            with pytest.raises(SystemExit) as ended:
+                web.stop_if_server_options_are_wrong(settings)
+            assert ended.value.code == 4
+    assert log == ([f'{message}\n'] if message else [])
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '::1'])
