@@ -14,7 +14,7 @@ def main() -> None:
     # Imported late: an older Python fails with a traceback in these modules.
     from loguru import logger
 
-    from practice_zendesk import server
+    from practice_zendesk import clients, server
 
     logger.remove()
     logger.add(sys.stderr, format='{time:HH:mm:ss} {message}')
@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument(
         '--port', type=int, choices=range(1, 65536), metavar='PORT', default=server.PORT, help='default: %(default)s'
     )
-    server.serve(parser.parse_args().port)
+    parser.add_argument('--client-kind', choices=clients.KINDS, default='new', help='default: %(default)s')
+    arguments = parser.parse_args()
+    clients.use_kind(arguments.client_kind)
+    server.serve(arguments.port)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -13,7 +14,7 @@ from flask import Flask, flash, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from loguru import logger
 
-from practice_zendesk import faults
+from practice_zendesk import clients, faults
 from practice_zendesk.database import database, users
 
 SHOWN = 20  # the newest tokens and log entries; older ones are left out
@@ -61,6 +62,8 @@ def add_control_page(app: Flask) -> None:
             tokens=tokens,
             waiting=[(CALLS[fault['call']], _label(fault)) for fault in faults.pending_faults()],
             request_log=faults.request_log()[: -SHOWN - 1 : -1],
+            kinds=clients.KINDS,
+            current_kind=clients.current_kind(),
             faults={name: label for name, (label, _) in FAULTS.items()},
             calls=CALLS,
         )
@@ -111,6 +114,14 @@ def _cancel_fault() -> bool:
     return True
 
 
+def _use_kind() -> bool:
+    name = request.form.get('kind', '')
+    if name not in clients.KINDS:
+        return False
+    clients.use_kind(name)
+    return True
+
+
 def _rename() -> bool:
     # Control characters could forge lines of the log.
     name = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]', '', request.form.get('name', '')).strip()[:MAX_NAME]
@@ -128,6 +139,7 @@ ACTIONS: dict[str, tuple[str, Callable[[], bool]]] = {
     'end_grants': ('All access and refresh tokens have expired.', _end_grants),
     'fail_next': ('The next request will fail.', _fail_next),
     'cancel_fault': ('The pending failure was canceled.', _cancel_fault),
+    'use_kind': ('The kind of OAuth client was changed.', _use_kind),
     'rename': ('The user was renamed.', _rename),
 }
 
@@ -141,6 +153,8 @@ def _label(fault: dict[str, Any]) -> str:
 def _time_left(expires_at: float) -> str:
     """Return the remaining time in words, for example "valid for 6 min", or "expired"."""
     seconds = expires_at - time.time()
+    if seconds == math.inf:
+        return 'does not expire'
     if seconds <= 0:
         return 'expired'
     for unit, name in ((86400, 'days'), (60, 'min')):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
+import math
 import re
 import secrets
 import sqlite3
@@ -23,7 +25,7 @@ from loguru import logger
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from practice_zendesk.clients import CLIENT_ID, CLIENT_NAME, CLIENT_SECRET, CLIENTS, REDIRECT_URI
+from practice_zendesk.clients import CLIENT_ID, CLIENT_NAME, CLIENT_SECRET, CLIENTS, REDIRECT_URI, Kind, current_kind
 from practice_zendesk.controls import add_control_page
 from practice_zendesk.database import USERS, database, users
 from practice_zendesk.faults import add_fault_injection, fingerprint
@@ -36,6 +38,7 @@ CODE_LIFETIME = 120  # seconds
 # Zendesk's limits and defaults for the lifetimes that a client requests, in seconds.
 ACCESS_TOKEN_LIFETIME = {'min': 300, 'max': 172_800, 'default': 1_800}
 REFRESH_TOKEN_LIFETIME = {'min': 604_800, 'max': 7_776_000, 'default': 2_592_000}
+RATE_LIMIT = 700  # API requests per minute. It is only shown in headers: to get a 429, use a fault
 # The scopes that the practice Zendesk knows, with the explanations for the consent page.
 SCOPES = {
     'read': 'Read all your Zendesk data',
@@ -56,6 +59,7 @@ ERRORS = {
     'invalid_request': 'The request is missing a required parameter, includes an unsupported parameter or parameter '
     'value, repeats a parameter, includes multiple credentials, utilizes more than one mechanism for authenticating '
     'the client, or is otherwise malformed.',
+    'unauthorized_client': 'The authenticated client is not authorized to use the access grant type provided.',
     'unsupported_grant_type': 'The access grant included - its type or another attribute - is not supported by the '
     'authorization server.',
     'unsupported_response_type': 'The requested response type is not supported by the authorization server.',
@@ -171,38 +175,49 @@ def issue_tokens() -> ResponseReturnValue:
     """Exchange a code or a refresh token for new tokens."""
     form = read_token_request()
     grant_type = form.get('grant_type')
-    if grant_type not in ('authorization_code', 'refresh_token'):
+    if grant_type not in ('authorization_code', 'refresh_token', 'client_credentials'):
         raise TokenError('unsupported_grant_type' if grant_type else 'invalid_request')
     check_client(form)
-    access_lifetime = lifetime(form, 'expires_in', ACCESS_TOKEN_LIFETIME)
-    refresh_lifetime = lifetime(form, 'refresh_token_expires_in', REFRESH_TOKEN_LIFETIME)
+    kind = current_kind()
+    if grant_type == 'client_credentials' or (grant_type == 'refresh_token' and not kind.expires):
+        raise TokenError('unauthorized_client')
+    tokens = new_tokens(kind, form)
 
     with database() as db:
         redeem = redeem_code if grant_type == 'authorization_code' else redeem_refresh_token
-        user_id, scope = redeem(db, form)
-        access_token, refresh_token = secrets.token_hex(32), secrets.token_hex(32)
+        user_id, tokens['scope'] = redeem(db, form)
         now = time.time()
         db.execute(
             'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)',
             (
-                access_token,
-                refresh_token,
+                tokens['access_token'],
+                tokens.get('refresh_token'),
                 user_id,
-                scope,
-                now + access_lifetime,
-                now + refresh_lifetime,
+                tokens['scope'],
+                now + tokens.get('expires_in', math.inf),
+                now + tokens.get('refresh_token_expires_in', math.inf),
                 form['client_id'],
             ),
         )
-    body = {
-        'access_token': access_token,
-        'refresh_token': refresh_token,
-        'token_type': 'bearer',
-        'scope': scope,
-        'expires_in': access_lifetime,
-        'refresh_token_expires_in': refresh_lifetime,
-    }
-    return body, 201, {'Cache-Control': 'no-store', 'Pragma': 'no-cache'}
+    if kind.jwt and 'expires_in' not in form:
+        del tokens['expires_in']
+    # Zendesk documents 201, but has been seen to send 200.
+    return tokens, 200, {'Cache-Control': 'no-store', 'Pragma': 'no-cache'}
+
+
+def new_tokens(kind: Kind, form: dict[str, str]) -> dict[str, Any]:
+    """Return the body of a token response, without the scope."""
+    tokens: dict[str, Any] = {'access_token': secrets.token_hex(32), 'token_type': 'bearer'}
+    if kind.expires:
+        tokens['expires_in'] = kind.access_token_lifetime or lifetime(form, 'expires_in', ACCESS_TOKEN_LIFETIME)
+        tokens['refresh_token'] = secrets.token_hex(32)
+        tokens['refresh_token_expires_in'] = lifetime(form, 'refresh_token_expires_in', REFRESH_TOKEN_LIFETIME)
+    if kind.jwt:
+        header, claims = {'typ': 'at+jwt', 'alg': 'EdDSA'}, {'exp': int(time.time()) + tokens['expires_in']}
+        # The signature is random, because only this server checks the token, in its database.
+        parts = (json.dumps(header).encode(), json.dumps(claims).encode(), secrets.token_bytes(64))
+        tokens['access_token'] = '.'.join(base64url(part) for part in parts)
+    return tokens
 
 
 def read_token_request() -> dict[str, str]:
@@ -236,8 +251,6 @@ def lifetime(form: dict[str, str], name: str, limits: dict[str, int]) -> int:
 
 def redeem_code(db: sqlite3.Connection, form: dict[str, str]) -> tuple[int, str]:
     """Delete the code and return its user and scope."""
-    if not form.get('scope'):
-        raise TokenError('invalid_request')
     row = db.execute('SELECT * FROM codes WHERE code = ?', (form.get('code'),)).fetchone()
     if row is None or row['expires_at'] <= time.time() or row['client_id'] != form['client_id']:
         raise TokenError('invalid_grant')
@@ -267,8 +280,11 @@ def redeem_refresh_token(db: sqlite3.Connection, form: dict[str, str]) -> tuple[
 
 
 def s256(verifier: str) -> str:
-    digest = hashlib.sha256(verifier.encode()).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b'=').decode()
+    return base64url(hashlib.sha256(verifier.encode()).digest())
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b'=').decode()
 
 
 def same(one: str, other: str) -> bool:
@@ -359,7 +375,8 @@ def require_access_token(db: sqlite3.Connection) -> sqlite3.Row:
     row = db.execute('SELECT * FROM tokens WHERE access_token = ?', (token.strip(),)).fetchone()
     if row is None or row['access_expires_at'] <= time.time():
         body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
-        raise Unauthorized(body, 'Bearer realm="Zendesk", error="invalid_token"')
+        challenge = ', '.join(f'{name}="{value}"' for name, value in body.items())
+        raise Unauthorized(body, f'Bearer realm="Zendesk::OAuth Bearer Token Authentication", {challenge}')
     return row
 
 
@@ -400,6 +417,26 @@ def add_headers(response: Response) -> Response:
     response.headers.setdefault('Cache-Control', 'no-store')  # tokens and requests change
     # With no-referrer, browsers send "Origin: null" with the control page's forms.
     response.headers['Referrer-Policy'] = 'same-origin'
+    return response
+
+
+_rate_lock = threading.Lock()
+_api_requests: dict[int, int] = {}  # the current minute: the number of API requests in it
+
+
+@app.after_request
+def add_rate_limit_headers(response: Response) -> Response:
+    """Add the headers of Zendesk's rate limit to API responses."""
+    if request.path.startswith('/api/'):
+        minute, second = divmod(int(time.time()), 60)
+        with _rate_lock:
+            count = _api_requests.pop(minute, 0) + 1
+            _api_requests.clear()
+            _api_requests[minute] = count
+        limit, remaining = str(RATE_LIMIT), str(max(RATE_LIMIT - count, 0))
+        response.headers['X-Rate-Limit'] = response.headers['ratelimit-limit'] = limit
+        response.headers['X-Rate-Limit-Remaining'] = response.headers['ratelimit-remaining'] = remaining
+        response.headers['ratelimit-reset'] = str(60 - second)
     return response
 
 

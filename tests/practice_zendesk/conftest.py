@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from practice_zendesk import faults, server
+from practice_zendesk import clients, faults, server
 from practice_zendesk.database import USERS
 
 AGENT = next(iter(USERS))
@@ -70,7 +70,7 @@ class PracticeClient(FlaskClient):
     def refresh(self, tokens: dict, **changes) -> TestResponse:
         form = {
             'grant_type': 'refresh_token',
-            'refresh_token': tokens['refresh_token'],
+            'refresh_token': tokens.get('refresh_token'),
             'client_id': server.CLIENT_ID,
             'client_secret': server.CLIENT_SECRET,
             'scope': 'users:read',
@@ -103,4 +103,5 @@ def client(tmp_path, monkeypatch) -> PracticeClient:
     monkeypatch.setattr(server.app, 'test_client_class', PracticeClient)
     faults.set_faults([])
     faults._request_log.clear()
+    monkeypatch.setattr(clients, '_current', 'new')
     return server.app.test_client()

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from practice_zendesk import faults, server
+from practice_zendesk import clients, faults, server
 from practice_zendesk.controls import FAULTS
 from practice_zendesk.database import USERS
 from practice_zendesk.faults import fingerprint
@@ -66,6 +66,25 @@ def test_the_twenty_newest_tokens_are_shown_newest_first(client, press):
     page = press('expire_access')
     shown = re.findall(r'refresh token <code>(#\w{8})</code>', page)
     assert shown == [fingerprint(tokens['refresh_token']) for tokens in reversed(all_tokens[5:])]
+
+
+# --- The OAuth client --- #
+
+
+@pytest.mark.parametrize('kind', clients.KINDS)
+def test_the_kind_of_oauth_client_can_be_selected(client, press, kind):
+    assert 'The kind of OAuth client was changed.' in press('use_kind', kind=kind)
+    tokens = client.grant()
+    assert ('refresh_token' in tokens) == (kind != 'old')
+    assert ('.' in tokens['access_token']) == (kind == 'jwt')
+    page = page_text(client)
+    assert f'value="{kind}" required checked' in page
+    assert ('(does not expire), no refresh token' in page) == (kind == 'old')
+
+
+@pytest.mark.parametrize('form', [{}, {'kind': 'other'}])
+def test_an_unknown_kind_of_oauth_client_is_refused(client, form):
+    assert client.post('/practice', data={'action': 'use_kind', **form}).status_code == 400
 
 
 # --- Faults --- #
@@ -226,6 +245,7 @@ def test_each_button_sends_its_form(client):
         'Step 5: expire the access token': {'action': 'expire_access'},
         'Step 6: expire both tokens': {'action': 'end_grants'},
         'Make the next request fail': {'action': 'fail_next', 'call': 'any', 'fault': '500'},
+        'Use this kind of client': {'action': 'use_kind', 'kind': 'new'},
         'Change the name': {'action': 'rename', 'user_id': str(AGENT)},
     }
 
@@ -256,7 +276,7 @@ def test_the_log_shows_requests_with_fingerprints_newest_first(client, press):
 
     def issued(tokens: dict) -> str:
         access, refresh = fingerprint(tokens['access_token']), fingerprint(tokens['refresh_token'])
-        return f'<strong>201</strong>, issued access token {access}, refresh token {refresh}'
+        return f'<strong>200</strong>, issued access token {access}, refresh token {refresh}'
 
     entries = re.findall('</time> (.*?) </li>', page)
     assert entries == [

@@ -189,7 +189,7 @@ def test_an_exchange_is_logged_with_fingerprints(client):
     assert entry == {
         'call': 'exchange',
         'request': f'POST /oauth/tokens with code {faults.fingerprint(code)}',
-        'status': 201,
+        'status': 200,
         'issued': f'access token {access}, refresh token {refresh}',
         'lost': False,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import re
 import sqlite3
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from practice_zendesk import server
+from practice_zendesk import clients, server
 from practice_zendesk.database import USERS, database
 from practice_zendesk.faults import fingerprint
 
@@ -103,7 +105,7 @@ def test_an_unknown_user_gets_no_code(client, user_id):
 @pytest.mark.parametrize('encoding', ['data', 'json'])
 def test_a_code_is_exchanged_for_tokens(client, encoding):
     response = client.exchange(client.code(), encoding)
-    assert response.status_code == 201
+    assert response.status_code == 200
     tokens = response.json
     assert tokens.pop('access_token') != tokens.pop('refresh_token')
     assert tokens == {
@@ -131,14 +133,14 @@ def test_a_code_or_refresh_token_works_once_if_used_concurrently(client, grant_t
 
     with ThreadPoolExecutor(10) as pool:
         responses = sorted(pool.map(send, range(10)), key=lambda response: response.status_code)
-    assert responses[0].status_code == 201
+    assert responses[0].status_code == 200
     assert all(is_error(response, 'invalid_grant') for response in responses[1:])
 
 
 def test_a_code_expires_after_120_seconds(client, clock):
     in_time, late = client.code(), client.code()
     clock.advance(119)
-    assert client.exchange(in_time).status_code == 201
+    assert client.exchange(in_time).status_code == 200
     clock.advance(2)
     assert is_error(client.exchange(late), 'invalid_grant')
 
@@ -155,17 +157,17 @@ def test_a_code_expires_after_120_seconds(client, clock):
 def test_a_mismatch_is_refused_and_the_code_stays_valid(client, change):
     code = client.code()
     assert is_error(client.exchange(**{'code': code, **change}), 'invalid_grant')
-    assert client.exchange(code).status_code == 201
+    assert client.exchange(code).status_code == 200
 
 
 def test_a_verifier_is_refused_if_the_code_has_no_challenge(client):
     code = client.code(code_challenge=None, code_challenge_method=None)
     assert is_error(client.exchange(code), 'invalid_grant')
-    assert client.exchange(code, code_verifier=None).status_code == 201
+    assert client.exchange(code, code_verifier=None).status_code == 200
 
 
 def test_a_verifier_replaces_the_client_secret(client):
-    assert client.exchange(client.code(), client_secret=None).status_code == 201
+    assert client.exchange(client.code(), client_secret=None).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,8 @@ def test_a_verifier_replaces_the_client_secret(client):
         ({'grant_type': 'password'}, 'unsupported_grant_type', 400),
         ({'grant_type': 'refresh token'}, 'unsupported_grant_type', 400),
         ({'grant_type': ''}, 'invalid_request', 400),
-        ({'scope': ''}, 'invalid_request', 400),
+        ({'grant_type': 'client_credentials'}, 'unauthorized_client', 400),
+        ({'grant_type': 'client_credentials', 'client_secret': 'wrong'}, 'invalid_client', 401),
         ({'expires_in': 299}, 'invalid_request', 400),
         ({'expires_in': 172801}, 'invalid_request', 400),
         ({'expires_in': 'soon'}, 'invalid_request', 400),
@@ -193,7 +196,7 @@ def test_an_invalid_token_request_gets_zendesks_error(client, change, error, sta
     response = client.exchange(code, **change)
     assert is_error(response, error, status)
     assert ('WWW-Authenticate' in response.headers) == (error == 'invalid_client')
-    assert client.exchange(code).status_code == 201
+    assert client.exchange(code).status_code == 200
 
 
 @pytest.mark.parametrize('body', ['', '[]', 'null', '{"grant_type":'])
@@ -224,7 +227,7 @@ def test_a_refresh_replaces_both_tokens(client):
     assert client.show_self(new).status_code == 200
     assert client.show_self(old).status_code == 401
     assert is_error(client.refresh(old), 'invalid_grant')
-    assert client.refresh(new).status_code == 201
+    assert client.refresh(new).status_code == 200
 
 
 def test_tokens_expire_after_their_lifetimes(client, clock):
@@ -244,7 +247,7 @@ def test_tokens_expire_after_their_lifetimes(client, clock):
 def test_an_invalid_refresh_keeps_the_tokens(client, change, error, status):
     tokens = client.grant()
     assert is_error(client.refresh(tokens, **change), error, status)
-    assert client.refresh(tokens).status_code == 201
+    assert client.refresh(tokens).status_code == 200
 
 
 def test_a_refresh_keeps_the_tokens_of_other_users(client):
@@ -271,14 +274,14 @@ def test_a_refresh_of_the_narrow_client_keeps_the_scope(client):
     assert is_error(client.refresh(tokens, scope='read', **NARROW), 'invalid_scope')
     new = client.refresh(tokens, scope=None, **NARROW).json
     assert new['scope'] == 'users:read'
-    assert client.refresh(new, **NARROW).status_code == 201
+    assert client.refresh(new, **NARROW).status_code == 200
 
 
 def test_the_narrow_client_needs_its_redirect_uri_and_secret(client):
     assert client.authorize(redirect_uri='https://evil.example/', **NARROW).status_code == 400
     code = client.code(**NARROW)
     assert is_error(client.exchange(code, client_secret='wrong', **NARROW), 'invalid_client', 401)
-    assert client.exchange(code, client_secret=None, **NARROW).status_code == 201  # the verifier replaces the secret
+    assert client.exchange(code, client_secret=None, **NARROW).status_code == 200  # the verifier replaces the secret
 
 
 @pytest.mark.parametrize(
@@ -292,7 +295,86 @@ def test_codes_and_refresh_tokens_are_bound_to_their_client(client, issued_to, o
     assert client.show_self(tokens).status_code == 200
     tokens = client.refresh(tokens, client_id=issued_to).json
     assert is_error(client.refresh(tokens, client_id=other), 'invalid_grant')
-    assert client.refresh(tokens, client_id=issued_to).status_code == 201
+    assert client.refresh(tokens, client_id=issued_to).status_code == 200
+
+
+# --- Kinds of OAuth client --- #
+
+
+def test_the_scope_is_optional_at_the_exchange(client):
+    assert client.exchange(client.code(scope='users:read tickets:read'), scope=None).json['scope'] == (
+        'users:read tickets:read'
+    )
+
+
+@pytest.mark.parametrize('requested', [None, 300, 360, 172_800, 604_800])
+def test_access_tokens_of_a_fixed_client_are_valid_for_30_minutes(client, clock, requested):
+    clients.use_kind('fixed')
+    tokens = client.exchange(client.code(), expires_in=requested).json
+    assert (tokens['expires_in'], tokens['refresh_token_expires_in']) == (1800, 604_800)
+    tokens = client.refresh(tokens, expires_in=requested).json
+    assert tokens['expires_in'] == 1800
+    clock.advance(1799)
+    assert client.show_self(tokens).status_code == 200
+    clock.advance(2)
+    assert client.show_self(tokens).status_code == 401
+
+
+def test_an_old_client_gets_a_token_without_expiry_and_no_refresh_token(client, clock):
+    clients.use_kind('old')
+    tokens = client.grant()
+    assert set(tokens) == {'access_token', 'token_type', 'scope'}
+    clock.advance(10 * 365 * 86_400)
+    assert client.show_self(tokens).status_code == 200
+    assert client.revoke(tokens).status_code == 204
+    assert client.show_self(tokens).status_code == 401
+
+
+def test_an_old_client_cannot_refresh(client):
+    tokens = client.grant()
+    clients.use_kind('old')
+    assert is_error(client.refresh(tokens), 'unauthorized_client')
+    clients.use_kind('new')
+    assert client.refresh(tokens).status_code == 200
+
+
+@pytest.mark.parametrize('requested', [None, 360])
+def test_access_tokens_can_be_json_web_tokens(client, clock, requested):
+    clients.use_kind('jwt')
+    tokens = client.exchange(client.code(), expires_in=requested).json
+    assert tokens.get('expires_in') == requested  # Zendesk omits it if the request does
+    header, claims, signature = tokens['access_token'].split('.')
+    assert decoded(header) == {'typ': 'at+jwt', 'alg': 'EdDSA'}
+    assert decoded(claims) == {'exp': int(clock.now) + (requested or 1800)}
+    assert len(signature) == 86
+    assert client.show_self(tokens).status_code == 200
+    assert client.grant()['access_token'] != tokens['access_token']
+
+
+def decoded(part: str) -> dict:
+    return json.loads(base64.urlsafe_b64decode(part + '=='))
+
+
+# --- Rate limit --- #
+
+
+def test_api_responses_have_the_headers_of_the_rate_limit(client, clock, monkeypatch):
+    monkeypatch.setattr(server, '_api_requests', {})
+    tokens = client.grant()
+    clock.now = 1_800_000_000  # the start of a minute
+    for remaining in (699, 698):
+        headers = client.show_self(tokens).headers
+        assert (headers['X-Rate-Limit'], headers['X-Rate-Limit-Remaining']) == ('700', str(remaining))
+        assert (headers['ratelimit-limit'], headers['ratelimit-remaining']) == ('700', str(remaining))
+        assert headers['ratelimit-reset'] == '60'
+    clock.advance(59)
+    assert client.get('/api/v2/users/me').headers['ratelimit-reset'] == '1'
+    clock.advance(1)
+    assert client.get('/api/v2/users/me').headers['ratelimit-remaining'] == '699'
+    assert 'ratelimit-limit' not in client.get('/practice').headers
+    for _ in range(700):
+        headers = client.get('/api/v2/tickets').headers
+    assert headers['ratelimit-remaining'] == '0'
 
 
 # --- Revocation --- #
@@ -314,7 +396,7 @@ def test_only_a_valid_access_token_can_revoke(client, clock):
         assert client.delete('/api/v2/oauth/tokens/current', headers=headers).status_code == 401
     clock.advance(361)
     assert is_error(client.revoke(tokens), 'invalid_token', 401)
-    assert client.refresh(tokens).status_code == 201
+    assert client.refresh(tokens).status_code == 200
 
 
 # --- Show self --- #
@@ -349,7 +431,10 @@ def test_unknown_scopes_are_left_out_of_the_token(client):
 def test_an_unknown_token_is_challenged_with_invalid_token(client, method):
     response = getattr(client, method)({'access_token': 'unknown'})
     assert is_error(response, 'invalid_token', 401)
-    assert response.headers['WWW-Authenticate'] == 'Bearer realm="Zendesk", error="invalid_token"'
+    assert response.headers['WWW-Authenticate'] == (
+        'Bearer realm="Zendesk::OAuth Bearer Token Authentication", error="invalid_token", error_description="The '
+        'access token provided is expired, revoked, malformed or invalid for other reasons."'
+    )
 
 
 def test_the_bearer_scheme_is_case_insensitive(client):
@@ -403,7 +488,7 @@ def test_codes_and_tokens_of_an_earlier_version_belong_to_the_main_client(client
     tokens = {'access_token': 'old-access', 'refresh_token': 'old-refresh'}
     assert is_error(client.exchange('old-code', code_verifier=None, **NARROW), 'invalid_grant')
     assert is_error(client.refresh(tokens, **NARROW), 'invalid_grant')
-    assert client.exchange('old-code', code_verifier=None).status_code == 201
+    assert client.exchange('old-code', code_verifier=None).status_code == 200
     assert client.show_self(tokens).status_code == 200
     assert client.show_self(client.refresh(tokens).json).status_code == 200
 
