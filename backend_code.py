@@ -8,12 +8,12 @@ from typing import Any
 from flask import session
 from loguru import logger
 
-from settings import current_settings
+from settings import load_settings
 from zendesk_oauth import JsonFileStore, Store, ZendeskOAuth, errors, fingerprints
 
 USERS_DB = 'users.json'
 
-settings = current_settings()
+settings = load_settings()
 # Not in the article: an optional database, and the object that sends the OAuth requests.
 store: Store = JsonFileStore(lambda: USERS_DB)  # reads USERS_DB at each use
 if settings.database_url:

@@ -100,6 +100,11 @@ class Settings:
         return f'{parts.scheme}://{parts.netloc.lower().removesuffix(":443" if self.https else ":80")}'
 
     @property
+    def browser_port(self) -> int:
+        """The port at which browsers reach the app."""
+        return urlsplit(self.redirect_uri).port or (443 if self.https else 80)
+
+    @property
     def https(self) -> bool:
         return urlsplit(self.redirect_uri).scheme == 'https'
 
@@ -116,10 +121,10 @@ def load_settings(practice_allowed: bool = False) -> Settings:
     The exit status 4 makes gunicorn stop instead of restarting the worker again and again.
     """
     global _current
+    if _current:
+        return _current
     note = ''
     try:
-        if _current:
-            return _current
         environ = dict(os.environ)
         for name, value in _read_env_file().items():
             if name in (*REQUIRED, *OPTIONAL):
@@ -174,11 +179,6 @@ def _read_env_file() -> dict[str, str]:
 
 
 _current: Settings | None = None
-
-
-def current_settings() -> Settings:
-    """Return the settings, loading them on the first call."""
-    return _current or load_settings()
 
 
 def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) -> Settings:
@@ -236,9 +236,9 @@ def read_settings(environ: Mapping[str, str], practice_allowed: bool = False) ->
             'ZENDESK_CLIENT_ID is a number. If Zendesk responds with "No such client" or invalid_client, use the '
             'Identifier of the OAuth client, such as my_oauth_app'
         )
-    if settings.https and settings.on_localhost and settings.port == redirect.port:
-        raise SettingsError(f'A proxy uses port {redirect.port} of the https REDIRECT_URI. Set PORT to another port.')
-    if settings.on_localhost and settings.port != (urlsplit(settings.origin).port or (443 if settings.https else 80)):
+    if settings.https and settings.on_localhost and settings.port == settings.browser_port:
+        raise SettingsError(f'A proxy uses port {settings.port} of the https REDIRECT_URI. Set PORT to another port.')
+    if settings.on_localhost and settings.port != settings.browser_port:
         logger.info('Open the app at {}, which a proxy must forward to port {}', settings.origin, settings.port)
     return settings
 

@@ -256,7 +256,7 @@ def stop_if_server_options_are_wrong(settings: Settings) -> None:
     uses_port = not settings.https and not options.get('uds') and not options.get('fd')
     if options.get('interface', 'wsgi') != 'wsgi':
         problem = 'This is a WSGI app. Use uvicorn --interface wsgi --no-access-log'
-    elif uses_port and options.get('port') not in (None, 0, settings.port, urlsplit(settings.origin).port or 80):
+    elif uses_port and options.get('port') not in (None, 0, settings.port, settings.browser_port):
         problem = (
             f'The server would listen on port {options["port"]} instead of {settings.port}. Use --port {settings.port}'
         )

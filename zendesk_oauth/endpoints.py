@@ -303,10 +303,8 @@ def unexpected_status(response: Response, scope: str) -> ZendeskError:
             'of the app. Ask an administrator of your Zendesk account.',
             retry_after=None,
         )
-    message, advice = (
-        f'Zendesk, or a server in front of it, responded with {status}',
-        f'Zendesk responded with {status}. ',
-    )
+    message = f'Zendesk, or a server in front of it, responded with {status}'
+    advice = f'Zendesk responded with {status}. '
     if status == 402 or status > 403:
         message += '. Check that the account is active'
         advice += 'The Zendesk account may be suspended or closed: ask its administrator. '

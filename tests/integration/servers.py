@@ -146,6 +146,16 @@ class Processes:
     def refreshes(self) -> int:
         return len(self.request_log('refresh'))
 
+    def count_refreshes(self, visit: Callable[[], None], times: int = 5) -> list[int]:
+        """Call `visit` several times, each time with expired access tokens. Return the refreshes of each call."""
+        counted = []
+        for _ in range(times):
+            before = self.refreshes()
+            self.expire_access_tokens()
+            visit()
+            counted.append(self.refreshes() - before)
+        return counted
+
 
 class HttpBrowser:
     """A browser without JavaScript: it keeps cookies, follows links and submits the consent form."""

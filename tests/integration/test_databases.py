@@ -115,14 +115,13 @@ def test_sixty_requests_to_four_processes_make_one_refresh_per_user(
     browsers = [HttpBrowser(machines.homes[0]) for _ in range(users)]
     for browser in browsers:
         browser.grant()
-    counted = []
-    for _ in range(5):
-        before = processes.refreshes()
-        processes.expire_access_tokens()
+
+    def visit() -> None:
         pages = machines.request_profiles(browsers, 60 // users)
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
-        counted.append(processes.refreshes() - before)
+
+    counted = processes.count_refreshes(visit)
     figure(
         f'{request.node.name}: 60 concurrent requests with the expired tokens of {users} users, 5 times: '
         f'refresh requests {counted}'

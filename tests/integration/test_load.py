@@ -65,14 +65,13 @@ def test_sixty_concurrent_requests_with_an_expired_token_make_one_refresh(proces
     gunicorn_home = request.getfixturevalue('gunicorn_home')
     browser = HttpBrowser(gunicorn_home)
     browser.grant()
-    counted = []
-    for _ in range(5):
-        before = processes.refreshes()
-        processes.expire_access_tokens()
+
+    def visit() -> None:
         pages = request_profiles(gunicorn_home, [browser], 60)
         assert [page.status_code for page in pages] == [200] * 60
         assert all(AGENT in page.text for page in pages)
-        counted.append(processes.refreshes() - before)
+
+    counted = processes.count_refreshes(visit)
     figure(
         f'60 concurrent requests with an expired token, 4 processes, {connections} connections, 5 times: refresh '
         f'requests {counted}'

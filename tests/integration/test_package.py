@@ -63,12 +63,12 @@ from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(15) as pool:
     print(set(pool.map(lambda _: name(), range(15))))
 """
-    counts = []
-    for number in range(3):
-        processes.expire_access_tokens()
+
+    def visit() -> None:
         running = [run(program, variables) for _ in range(4)]
         assert {process.communicate(timeout=60)[0] for process in running} == {"{'Amara Okafor'}\n"}
-        counts.append(processes.refreshes() - number)
+
+    counts = processes.count_refreshes(visit, times=3)
     figure(f'package: 60 parallel calls on one expired token, 4 processes, three times: {counts} refreshes')
     assert counts == [1] * 3
 

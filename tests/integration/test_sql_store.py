@@ -23,10 +23,11 @@ import pytest
 from cryptography.fernet import Fernet
 from helpers import KEY, LATER, NEW, OLD, OTHER, PROJECT
 from postgresql import PASSWORD
+from product import client
 from servers import environment, free_port, wait_until
 from store_suite import records, set_records
 
-from zendesk_oauth import SqlStore, ZendeskOAuth
+from zendesk_oauth import SqlStore
 from zendesk_oauth.errors import LockTimeout, StoreError
 from zendesk_oauth.stores import SWEEP
 
@@ -1093,14 +1094,7 @@ def test_check_writable_renews_the_lease(db, sql):
 
 @with_each
 def test_no_code_is_exchanged_without_the_lease(db, sql, zendesk):
-    oauth = ZendeskOAuth(
-        subdomain='mondocam',
-        client_id='c',
-        client_secret='s',
-        redirect_uri='https://app.example.com/callback',
-        scope='users:read',
-        store=db,
-    )
+    oauth = client(store=db)
     pending = oauth.authorization_request('alice')
     find = db.find
 

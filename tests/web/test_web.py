@@ -18,7 +18,7 @@ from helpers import NEW_TOKENS, OLD, OTHER, SHOW_SELF, TOKEN_ENDPOINT, USER, bea
 
 import backend_code
 import web
-from settings import current_settings
+from settings import load_settings
 from zendesk_oauth.errors import StoreError, ZendeskError
 
 # --- Headers --- #
@@ -59,7 +59,7 @@ def test_every_response_has_the_security_headers(browser, method, path):
 
 def test_there_is_no_hsts_header_on_localhost(app):
     """Browsers would apply the restriction to the servers on all ports of localhost."""
-    local = dataclasses.replace(current_settings(), redirect_uri='https://localhost:8443/zendesk/oauth/callback')
+    local = dataclasses.replace(load_settings(), redirect_uri='https://localhost:8443/zendesk/oauth/callback')
     with app.test_request_context():
         assert 'Strict-Transport-Security' not in web.add_headers(local, Response()).headers
 
@@ -433,7 +433,7 @@ def test_a_foreign_host_header_changes_no_url(browser, headers):
 )
 def test_forwarded_headers_are_trusted_for_the_configured_proxies(app, hops, address, host):
     app = Flask('app')
-    web.init_app(app, dataclasses.replace(current_settings(), proxy_hops=hops), backend_code.store)
+    web.init_app(app, dataclasses.replace(load_settings(), proxy_hops=hops), backend_code.store)
     app.add_url_rule('/', view_func=lambda: f'{request.remote_addr} {request.host} {request.scheme}')
     headers = {
         'Host': 'behind',
@@ -492,7 +492,7 @@ def test_an_error_page_links_to_the_next_step(alice, monkeypatch, log, reauthori
 def test_the_app_does_not_start_with_an_unusable_store(app, log):
     Path('users.json').mkdir()
     with pytest.raises(SystemExit) as raised:
-        web.init_app(Flask('app'), current_settings(), backend_code.store)
+        web.init_app(Flask('app'), load_settings(), backend_code.store)
     assert raised.value.code == 4
     assert re.search(r'/users\.json is not a file\. Delete it', log[-1])
 
@@ -544,7 +544,7 @@ def test_only_practice_mode_has_a_banner_and_a_panel(app, browser):
         assert 'Practice mode' not in page.text
         assert 'What just happened' not in page.text
     practice = Flask('practice', template_folder=app.root_path + '/templates')
-    web.init_app(practice, dataclasses.replace(current_settings(), practice_mode=True), backend_code.store)
+    web.init_app(practice, dataclasses.replace(load_settings(), practice_mode=True), backend_code.store)
     page = practice.test_client().get('/nope').text
     assert 'Practice mode' in page
     assert 'What just happened' in page
@@ -584,7 +584,7 @@ def test_practice_mode_shows_no_help_for_the_real_zendesk(app, browser, monkeypa
     ],
 )
 def test_wrong_options_of_the_server_end_the_start(log, options, changes, message):
-    settings = dataclasses.replace(current_settings(), **changes)
+    settings = dataclasses.replace(load_settings(), **changes)
     context = click.Context(click.Command('run'))
     context.params = options
     with context.scope():
