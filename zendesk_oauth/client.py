@@ -323,7 +323,8 @@ class ZendeskOAuth(TokenClient):
                 'The state was already used: the callback was opened twice. No action is needed',
                 next_url=verified.next_url,
             )
-        log.info('State %s is valid: this browser started the request', endpoints.fingerprint(verified.state))
+        state = endpoints.fingerprint(verified.state)
+        log.info('State %s is valid: this browser started the request', state, extra={'verified_state': state})
         return self._authorization.code_verifier(verified.state)
 
     def authorization_code(self, query: Mapping[str, str]) -> str:

@@ -118,9 +118,9 @@ def send(
     except transport.FAILURES as error:
         result = failed_exchange(error, max_bytes)
     if isinstance(result, ZendeskError):
-        _log_exchange(method, path, headers, body, None)
+        _log_exchange(zendesk_url, method, path, headers, body, None)
         raise result  # without the cause: error trackers would collect the request and parts of the response
-    _log_exchange(method, path, headers, body, result)
+    _log_exchange(zendesk_url, method, path, headers, body, result)
     return result
 
 
@@ -178,8 +178,8 @@ def tokens_from(response: Response, form: Mapping[str, Any]) -> dict[str, Any]:
 
 
 INVALID_GRANT = {
-    'authorization_code': 'the code is older than 120 seconds or was already used, or the redirect URI does not match '
-    "one of the OAuth client's redirect URLs exactly",
+    'authorization_code': 'the code is older than 120 seconds, was already used, or belongs to another request, or the '
+    "redirect URI does not match one of the OAuth client's redirect URLs exactly",
     'refresh_token': 'the refresh token is expired, used or unknown',
 }
 
@@ -341,7 +341,12 @@ SHOWN_HEADERS = ('Content-Type', 'Cache-Control', 'WWW-Authenticate', 'Retry-Aft
 
 
 def _log_exchange(
-    method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | bytes, response: Response | None
+    zendesk_url: str,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, Any] | bytes,
+    response: Response | None,
 ) -> None:
     """
     Log one exchange as one record, with both messages as data in `request` and `response` (None without a response).
@@ -356,8 +361,11 @@ def _log_exchange(
         return
     form = body if isinstance(body, Mapping) and path == '/oauth/tokens' else {}
     path = re.sub('[^!-~]', '_', path.partition('?')[0])  # a line break could forge a log line
-    headers = {name: value for name, value in headers.items() if name == 'Authorization'}
-    access_token = headers.get('Authorization', '').removeprefix('Bearer ')
+    authorization = {name: value for name, value in headers.items() if name == 'Authorization'}
+    access_token = authorization.get('Authorization', '').removeprefix('Bearer ')
+    headers = {'Host': zendesk_url.partition('://')[2], **authorization}
+    if form:
+        headers['Content-Type'] = 'application/x-www-form-urlencoded'
     data = _object(response) if response and len(response.content) <= MAX_LOGGED_BODY else {}
     known = [str(value) for name, value in [*form.items(), *data.items()] if SECRET_NAME.search(name)] + [access_token]
     # Longest first: a secret may begin with another. Secrets shorter than a fingerprint could match inside one.
@@ -380,7 +388,7 @@ def _log_exchange(
                 value = value.replace(secret, replacement)
         return value
 
-    request = {'method': method, 'path': path, 'headers': redact(dict(headers)), 'form': redact(dict(form))}
+    request = {'method': method, 'path': path, 'headers': redact(headers), 'form': redact(dict(form))}
     received = None
     if response is not None:
         shown = {name: response.headers[name] for name in SHOWN_HEADERS if name in response.headers}

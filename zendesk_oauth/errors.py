@@ -108,10 +108,11 @@ class InvalidGrant(ZendeskError):
     """
 
     status = 400
-    title = 'The authorization code is no longer valid'
+    title = 'Zendesk rejected the authorization code'
     advice = (
-        'An authorization code can be used once, within two minutes. Start again. If this happens every time, check '
-        'that the redirect URI of the app matches one of the redirect URLs of the OAuth client exactly.'
+        'A code can be used once, within two minutes, and only for the request to which it belongs. Start again. If '
+        'this happens every time, check that the redirect URI of the app matches one of the redirect URLs of the OAuth '
+        'client exactly.'
     )
     reauthorize = True
     retry_after = None

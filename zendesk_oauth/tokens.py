@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -188,7 +189,10 @@ class TokenClient:
             LockTimeout: another refresh of the same tokens held the lock too long.
             StoreError: the store cannot be read.
         """
+        began = time.monotonic()
         with _during_refresh(), self.store.refresh_lock(user_id) as stored:
+            waited = time.monotonic() - began
+            log.debug('Locked the stored tokens after %.1f s', waited, extra={'waited': waited})
             yield stored
 
     def save_tokens(self, user_id: str, tokens: Record) -> None:

@@ -162,6 +162,7 @@ def test_the_terminal_shows_a_refresh_in_short_lines(alice, zendesk, terminal):
         f'app     GET /api/v2/users/me with access token {fingerprint("old-access")}',
         'Zendesk 401 invalid_token',
         "app     The access token has expired: refreshing the user's tokens",
+        'app     Locked the stored tokens after 0.0 s',
         'app     Using the refresh token to get new access and refresh tokens',
         f'app     POST /oauth/tokens with refresh token {fingerprint("old-refresh")}',
         f'Zendesk 200, issued {fingerprints(NEW_TOKENS)}',
