@@ -168,16 +168,16 @@ def test_the_grant_page_explains_why_access_is_needed(browser):
     assert 'needs to access your Zendesk account' in page.text
     assert '<a class="button" href="/zendesk/auth">Grant access</a>' in page.text
     assert 'home page' in page.text
-    assert 'does not have access now' in page.text
+    assert 'to show your profile' in page.text
     assert 'ended' not in page.text
 
 
 def test_the_grant_page_explains_why_access_has_ended(browser):
     page = browser.get('/grant_access?ended=1').text
     assert 'access to your account has ended' in page
-    assert 'expired, used or unknown' in page
+    assert 'no valid refresh token' in page
     assert 'needs to access your Zendesk account' in page
-    assert 'does not have access now' not in page
+    assert 'to show your profile' not in page
 
 
 def test_the_grant_page_explains_errors_shown_by_zendesk(browser):

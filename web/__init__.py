@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
-from flask import Flask, Request, Response, redirect, render_template, request
+from flask import Flask, Request, Response, g, redirect, render_template, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from itsdangerous import SignatureExpired, TimestampSigner, URLSafeTimedSerializer
@@ -64,7 +64,7 @@ def init_app(app: Flask, settings: Settings, store: Store) -> None:
     app.register_error_handler(HTTPException, show_http_error)
     app.jinja_env.globals['practice_mode'] = settings.practice_mode
     if settings.practice_mode:
-        panel.init_app(app, controls=f'{settings.zendesk_url}/practice')
+        panel.init_app(app, store, controls=f'{settings.zendesk_url}/practice')
 
 
 # --- Every request, every response --- #
@@ -204,6 +204,7 @@ def is_same_origin_form(request: Request, origin: str) -> bool:
 def show_error(error: ZendeskOAuthError) -> ResponseReturnValue:
     """Render the error page and log the cause."""
     logger.warning('{}: {}', error.title, error)
+    g.error = error  # for the panel
     headers = {'Retry-After': str(error.retry_after)} if error.retry_after else {}
     return render_template('error.html', error=error), error.status, headers
 

@@ -103,7 +103,7 @@ MOVED = ('Zendesk redirects to another address', ['Check the subdomain', 'a form
         (
             exchange(**INVALID_GRANT),
             400,
-            'The authorization code is no longer valid',
+            'Zendesk rejected the authorization code',
             ['two minutes', 'redirect URI', 'Start again'],
             ['invalid_grant', 'older than 120 seconds', 'does not match one of'],
         ),
