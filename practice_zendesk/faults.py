@@ -125,6 +125,13 @@ def set_faults(faults: list[dict[str, Any]]) -> None:
         _faults[:] = faults
 
 
+def reset() -> None:
+    """Remove all faults, and clear the request log."""
+    with _lock:
+        _faults.clear()
+        _request_log.clear()
+
+
 def request_log() -> list[dict[str, Any]]:
     """Return the API requests received, oldest first. A request in progress has no `status` and no `ended`."""
     with _lock:

@@ -7,17 +7,20 @@ Comments mark behavior that Zendesk does not document.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import math
+import os
 import re
 import secrets
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from flask import Flask, Response, abort, jsonify, make_response, redirect, render_template, request
 from flask.typing import ResponseReturnValue
@@ -25,14 +28,15 @@ from loguru import logger
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from practice_zendesk.clients import CLIENT_ID, CLIENT_NAME, CLIENT_SECRET, CLIENTS, REDIRECT_URI, Kind, current_kind
+from practice_zendesk import attacks, clients, experiments, faults
+from practice_zendesk import database as database_module
+from practice_zendesk.clients import CLIENTS, USERS, Kind, app_origins, current_kind, main_client
 from practice_zendesk.controls import add_control_page
-from practice_zendesk.database import USERS, database, users
+from practice_zendesk.database import DATABASE, database, end_tokens, users
 from practice_zendesk.faults import add_fault_injection, fingerprint
 from practice_zendesk.tickets import cursor_page, offset_page, tickets_of
 
 PORT = 3001
-APP_ORIGIN = '{0.scheme}://{0.netloc}'.format(urlsplit(REDIRECT_URI))
 
 CODE_LIFETIME = 120  # seconds
 # Zendesk's limits and defaults for the lifetimes that a client requests, in seconds.
@@ -69,8 +73,6 @@ ERRORS = {
 
 app = Flask(__name__)
 app.json.ensure_ascii = False  # type: ignore[attr-defined]
-app.jinja_env.globals['app_origin'] = APP_ORIGIN
-app.jinja_env.globals['is_tutorial'] = REDIRECT_URI.endswith('/zendesk/oauth/callback')  # other apps have no /profile
 add_fault_injection(app)
 add_control_page(app)
 
@@ -87,7 +89,8 @@ def ask_for_consent() -> ResponseReturnValue:
     with database() as db:
         candidates = users(db).values()
     scopes = {name: SCOPES.get(name, 'Nothing: this scope is unknown') for name in request.args['scope'].split()}
-    return render_template('consent.html', client_name=CLIENT_NAME, scopes=scopes, users=candidates)
+    client = CLIENTS[request.args['client_id']]
+    return render_template('consent.html', client_name=client.name, scopes=scopes, users=candidates)
 
 
 @app.post('/oauth/authorizations/new')
@@ -117,7 +120,9 @@ def submit_consent() -> ResponseReturnValue:
             ),
         )
     logger.info('{} allowed access: issued code {}', user['name'], fingerprint(code))
-    return redirect_to_client(code=code)
+    if 'Sec-Fetch-Site' in request.headers:  # a browser, and not an attacker of an experiment
+        experiments.remember('grant', again=False)
+    return redirect_to_client(code=attacks.code_for_client(code))
 
 
 def check_authorization_request() -> ResponseReturnValue | None:
@@ -125,7 +130,7 @@ def check_authorization_request() -> ResponseReturnValue | None:
     # Do not redirect to an unverified address.
     if request.args.get('client_id') not in CLIENTS:
         return invalid_authorization_request('No such client')
-    if request.args.get('redirect_uri') != REDIRECT_URI:
+    if request.args.get('redirect_uri') not in CLIENTS[request.args['client_id']].redirect_uris:
         return invalid_authorization_request(
             'invalid_request: the redirect URI does not match any of the client’s redirect URLs.'
         )
@@ -152,7 +157,7 @@ def redirect_to_client(**parameters: str) -> ResponseReturnValue:
     """Redirect to the client's redirect URI with these parameters and the request's `state`."""
     if 'state' in request.args:
         parameters['state'] = request.args['state']
-    return redirect(f'{REDIRECT_URI}?{urlencode(parameters)}')
+    return redirect(f'{request.args["redirect_uri"]}?{urlencode(parameters)}')
 
 
 # --- The token endpoint: POST /oauth/tokens --- #
@@ -236,7 +241,8 @@ def check_client(form: dict[str, str]) -> None:
     """Check the client secret. A code exchange may have a code verifier instead."""
     secret = form.get('client_secret')
     by_pkce = secret is None and form.get('grant_type') == 'authorization_code' and 'code_verifier' in form
-    if form.get('client_id') not in CLIENTS or not (by_pkce or same(secret or '', CLIENT_SECRET)):
+    client = CLIENTS.get(form.get('client_id', ''))
+    if client is None or not (by_pkce or same(secret or '', client.secret)):
         raise TokenError('invalid_client')
 
 
@@ -275,7 +281,7 @@ def redeem_refresh_token(db: sqlite3.Connection, form: dict[str, str]) -> tuple[
         raise TokenError('invalid_grant')
     if not set(form.get('scope', '').split()) <= set(row['scope'].split()):
         raise TokenError('invalid_scope')
-    db.execute('DELETE FROM tokens WHERE refresh_token = ?', (row['refresh_token'],))
+    end_tokens(db, [row], 'replaced by a refresh')
     return row['user_id'], form.get('scope') or row['scope']
 
 
@@ -349,7 +355,7 @@ def require_tickets() -> list[dict[str, Any]]:
 def revoke_token() -> ResponseReturnValue:
     """Delete the request's access token and its refresh token."""
     with database() as db:
-        db.execute('DELETE FROM tokens WHERE access_token = ?', (require_access_token(db)['access_token'],))
+        end_tokens(db, [require_access_token(db)], 'revoked')
     return '', 204
 
 
@@ -373,7 +379,7 @@ def require_access_token(db: sqlite3.Connection) -> sqlite3.Row:
         raise Unauthorized({'error': "Couldn't authenticate you"}, 'Basic realm="Web Password"')
     row: sqlite3.Row | None
     row = db.execute('SELECT * FROM tokens WHERE access_token = ?', (token.strip(),)).fetchone()
-    if row is None or row['access_expires_at'] <= time.time():
+    if row is None or row['access_expires_at'] <= time.time() or row['user_id'] not in USERS:
         body = {'error': 'invalid_token', 'error_description': ERRORS['invalid_token']}
         challenge = ', '.join(f'{name}="{value}"' for name, value in body.items())
         raise Unauthorized(body, f'Bearer realm="Zendesk::OAuth Bearer Token Authentication", {challenge}')
@@ -411,7 +417,7 @@ def add_headers(response: Response) -> Response:
     # Browsers apply form-action also to redirects after a form, and the consent form redirects to the app.
     response.headers['Content-Security-Policy'] = (
         "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'; "
-        f"form-action 'self' {APP_ORIGIN}"
+        f"form-action 'self' {' '.join(app_origins())}"
     )
     response.headers['X-Content-Type-Options'] = 'nosniff'
     response.headers.setdefault('Cache-Control', 'no-store')  # tokens and requests change
@@ -459,8 +465,38 @@ def server(port: int) -> BaseWSGIServer:
 def serve(port: int) -> None:
     """Serve the practice Zendesk until the process ends."""
     listening = server(port)
-    logger.info('Serving the practice Zendesk at http://localhost:{} for the OAuth client {}', port, CLIENT_ID)
+    url = f'http://localhost:{listening.port}'
+    logger.info('Serving the practice Zendesk at {} for the OAuth client {}', url, main_client()[0])
     listening.serve_forever()
+
+
+@contextlib.contextmanager
+def running(
+    port: int = 0, *, config: str | os.PathLike[str] | None = None, database: str | os.PathLike[str] = DATABASE
+) -> Iterator[str]:
+    """
+    Serve the practice Zendesk in a thread, without faults and with an empty request log, and yield its URL.
+
+    Port 0 is a free port. `config` is the file with clients and users (see `clients.read_file`). `database` is the file
+    with the tokens. One process can run only one practice Zendesk at a time.
+    """
+    before = clients.CLIENTS.copy(), clients.USERS.copy()
+    try:
+        if config is not None:
+            clients.read_file(config)
+        clients.use_kind('new')
+        faults.reset()
+        attacks.arm(None)
+        database_module.use(database)
+        with server(port) as listening:
+            threading.Thread(target=listening.serve_forever, name='practice Zendesk', daemon=True).start()
+            try:
+                yield f'http://localhost:{listening.port}'
+            finally:
+                listening.shutdown()
+    finally:
+        clients.replace(*before)
+        database_module.use(DATABASE)
 
 
 def serve_in_background(port: int = PORT) -> None:

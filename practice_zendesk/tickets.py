@@ -15,13 +15,12 @@ from urllib.parse import urlencode
 
 from flask import abort, make_response, request
 
-from practice_zendesk.database import PEOPLE
+from practice_zendesk.clients import USERS
 
 TICKETS_PER_USER = 120
 MAX_PAGE_SIZE = 100  # also the default of offset pagination
 POSITIONS = ('page', 'page[after]', 'page[before]')  # the parameters that select a page
 
-REQUESTER_ID = next(user['id'] for user in PEOPLE if user['role'] == 'end-user')
 FIRST_TICKET = datetime(2026, 1, 5, 9)
 # The lists have different lengths, so most tickets have a different combination.
 SUBJECTS = (
@@ -60,7 +59,7 @@ def _ticket(user_id: int, number: int) -> dict[str, Any]:
         'priority': PRIORITIES[number // 2 % len(PRIORITIES)],
         'created_at': f'{created_at.isoformat()}Z',
         'updated_at': f'{updated_at.isoformat()}Z',
-        'requester_id': REQUESTER_ID,
+        'requester_id': next((user['id'] for user in USERS.values() if user['role'] == 'end-user'), user_id),
         'assignee_id': user_id,
     }
 

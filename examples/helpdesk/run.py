@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from dotenv import load_dotenv
@@ -16,8 +15,7 @@ app = create_app()
 if app.config['ZENDESK_URL'] != 'http://localhost:3011':
     raise SystemExit('run.py is only for the practice Zendesk. Unset HELPDESK_ZENDESK_URL')
 
-# The practice Zendesk is not installed. It reads its OAuth client from these variables.
-sys.path.append(str(FOLDER.parents[1]))
+# The practice Zendesk reads its OAuth client from these variables.
 os.environ |= {
     'ZENDESK_CLIENT_NAME': 'Helpdesk',
     'ZENDESK_CLIENT_ID': 'helpdesk',

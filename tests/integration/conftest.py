@@ -12,7 +12,7 @@ import pytest
 from faulty_proxy import FaultyProxy, KeepAliveProxy, proxy_to
 from helpers import KEY
 from postgresql import PgBouncer, Postgresql, programs
-from servers import Processes, port_of
+from servers import Processes, listens, port_of
 
 from zendesk_oauth import JsonFileStore, Store
 
@@ -97,6 +97,84 @@ def tls(authority) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert('localhost').configure_cert(context)
     return context
+
+
+# --- Practice mode in Chromium --- #
+
+PRACTICE_APP, PRACTICE_ZENDESK = 'http://localhost:3000', 'http://localhost:3001'
+
+
+@pytest.fixture(scope='session')
+def start_chromium():
+    """A function that starts a Chromium. All are closed after the last test."""
+    playwright = pytest.importorskip(
+        'playwright.sync_api', reason='Playwright is not installed: pip install -r requirements-dev.txt'
+    )
+    from chromium import launch
+
+    with playwright.sync_playwright() as engine, contextlib.ExitStack() as browsers:
+
+        def start(*without: str):
+            browser = launch(engine, *without)
+            if browser is None:
+                pytest.skip('there is no Chromium: install it, Chrome or Edge, or run "playwright install chromium"')
+            return browsers.enter_context(browser)
+
+        yield start
+
+
+@pytest.fixture(scope='session')
+def chromium(start_chromium):
+    return start_chromium()
+
+
+@pytest.fixture
+def practice(processes) -> Processes:
+    """Start the app in practice mode."""
+    for port in (3000, 3001):
+        if listens(port):
+            pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
+    processes.start('app.py', port=3000)
+    return processes
+
+
+@pytest.fixture
+def new_browser(chromium) -> Iterator[Callable]:
+    """A function that opens a new browser with one tab. Console errors and requests to other hosts fail the test."""
+    problems, contexts = [], []
+
+    def collect(message) -> None:
+        # Chromium logs the status of each error page, which is expected. It logs a missing stylesheet or picture in the
+        # same words, but with another URL.
+        for_the_page = message.location['url'] == message.page.url
+        if message.type in ('error', 'warning') and not (for_the_page and ' with a status of ' in message.text):
+            problems.append(f'{message.type}: {message.text} ({message.location["url"]})')
+
+    def check_host(request) -> None:
+        if not request.url.startswith((PRACTICE_APP, PRACTICE_ZENDESK, 'http://127.0.0.1:3000')):
+            problems.append(f'a request to another host: {request.url}')
+
+    def new_browser(chromium=chromium):
+        context = chromium.new_context()
+        context.set_default_timeout(30_000)
+        context.on('console', collect)
+        context.on('weberror', lambda error: problems.append(f'exception: {error.error}'))
+        context.on('request', check_host)
+        contexts.append(context)
+        return context.new_page()
+
+    yield new_browser
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def page(practice, new_browser):
+    """A browser tab with the home page."""
+    page = new_browser()
+    page.goto(f'{PRACTICE_APP}/')
+    return page
 
 
 # --- Stores --- #

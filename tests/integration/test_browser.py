@@ -2,130 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from servers import ADMIN, AGENT, END_USER, Processes, listens
+from servers import ADMIN, AGENT, END_USER
 
-playwright = pytest.importorskip(
-    'playwright.sync_api', reason='Playwright is not installed: pip install -r requirements-dev.txt'
-)
+pytest.importorskip('playwright.sync_api', reason='Playwright is not installed: pip install -r requirements-dev.txt')
 axe = pytest.importorskip(
     'axe_playwright_python.sync_playwright', reason='axe-core is not installed: pip install -r requirements-dev.txt'
 )
 
-from chromium import click, launch  # noqa: E402 - needs Playwright
-
-APP, ZENDESK = 'http://localhost:3000', 'http://localhost:3001'
-HOME, GRANT_ACCESS, PROFILE, CONTROLS = f'{APP}/', f'{APP}/grant_access', f'{APP}/profile', f'{ZENDESK}/practice'
-
-
-@pytest.fixture(scope='module')
-def start_chromium():
-    """A function that starts a Chromium. All are closed after the last test."""
-    with playwright.sync_playwright() as engine, contextlib.ExitStack() as browsers:
-
-        def start(*without: str):
-            browser = launch(engine, *without)
-            if browser is None:
-                pytest.skip('there is no Chromium: install it, Chrome or Edge, or run "playwright install chromium"')
-            return browsers.enter_context(browser)
-
-        yield start
-
-
-@pytest.fixture(scope='module')
-def chromium(start_chromium):
-    return start_chromium()
-
-
-@pytest.fixture
-def practice(processes) -> Processes:
-    """Start the app in practice mode."""
-    for port in (3000, 3001):
-        if listens(port):
-            pytest.skip(f'port {port}, which practice mode uses, is taken on this machine')
-    processes.start('app.py', port=3000)
-    return processes
-
-
-@pytest.fixture
-def new_browser(chromium) -> Iterator[Callable]:
-    """A function that opens a new browser with one tab. Console errors and requests to other hosts fail the test."""
-    problems, contexts = [], []
-
-    def collect(message) -> None:
-        # Chromium logs the status of each error page, which is expected. It logs a missing stylesheet or picture in the
-        # same words, but with another URL.
-        for_the_page = message.location['url'] == message.page.url
-        if message.type in ('error', 'warning') and not (for_the_page and ' with a status of ' in message.text):
-            problems.append(f'{message.type}: {message.text} ({message.location["url"]})')
-
-    def check_host(request) -> None:
-        if not request.url.startswith((APP, ZENDESK, 'http://127.0.0.1:3000')):
-            problems.append(f'a request to another host: {request.url}')
-
-    def new_browser(chromium=chromium):
-        context = chromium.new_context()
-        context.set_default_timeout(30_000)
-        context.on('console', collect)
-        context.on('weberror', lambda error: problems.append(f'exception: {error.error}'))
-        context.on('request', check_host)
-        contexts.append(context)
-        return context.new_page()
-
-    yield new_browser
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-@pytest.fixture
-def page(practice, new_browser):
-    """A browser tab with the home page."""
-    page = new_browser()
-    page.goto(HOME)
-    return page
-
-
-def allow(page, user: str = AGENT) -> None:
-    page.get_by_label(user).check()
-    click(page, 'Allow')
-
-
-def grant(page, user: str = AGENT, home: str = HOME) -> None:
-    """Grant access, from the home page and back to it."""
-    click(page, 'Get my profile')
-    click(page, 'Grant access')
-    allow(page, user)
-    assert page.url == home
-
-
-def heading(page) -> str:
-    return page.get_by_role('heading', level=1).inner_text()
-
-
-def panel_steps(page) -> list[str]:
-    """Open the panel, and return its steps without the times."""
-    panel = page.get_by_role('complementary', name='What just happened')
-    if not panel.locator('details').evaluate('details => details.open'):
-        panel.get_by_text('What just happened').click()
-    steps = panel.locator('h2, li span').all_inner_texts()
-    assert steps
-    return steps
-
-
-def in_order(steps: list[str], *expected: str) -> bool:
-    """Return True if the steps contain these texts in this order."""
-    rest = iter(steps)
-    return all(any(text in step for step in rest) for text in expected)
-
-
-def greets(page, user: str) -> bool:
-    return heading(page) == f'👋 Hi, {user}!'
-
+from chromium import (  # noqa: E402 - needs Playwright
+    APP,
+    CONTROLS,
+    GRANT_ACCESS,
+    HOME,
+    PROFILE,
+    ZENDESK,
+    allow,
+    click,
+    fail_next,
+    grant,
+    greets,
+    heading,
+    in_order,
+    panel_is_open,
+    panel_steps,
+)  # fmt: skip
 
 # --- The flow --- #
 
@@ -162,7 +66,7 @@ def test_two_tabs_can_finish_in_reverse_order(page):
         click(tab, 'Grant access')
     allow(other, ADMIN)
     allow(page, END_USER)
-    assert in_order(panel_steps(page), 'GET /zendesk/auth', 'GET /zendesk/oauth/callback', 'GET /')
+    assert in_order(panel_steps(page), 'GET /zendesk/auth', 'GET /zendesk/oauth/callback', '200, the page')
     for tab in (page, other):
         tab.goto(PROFILE)
         assert greets(tab, END_USER)
@@ -243,70 +147,101 @@ def test_the_grant_page_explains_a_zendesk_error_after_back(home, start_chromium
 # --- Steps 5 and 6 of the tutorial, and failures --- #
 
 
-def test_the_panel_is_closed_until_the_user_opens_it(page):
-    assert not page.get_by_text('Opening the home page').is_visible()
-    panel_steps(page)
-    assert page.get_by_text('Opening the home page').is_visible()
+def test_the_panel_stays_as_the_user_left_it(page):
+    assert not panel_is_open(page)
+    click(page, 'Get my profile')
+    assert not panel_is_open(page)
+    with page.expect_response(f'{APP}/panel/open'):
+        page.get_by_text('What just happened').click()
+    page.goto(HOME)
+    assert panel_is_open(page)
+    with page.expect_response(f'{APP}/panel/closed'):
+        page.get_by_text('What just happened').click()
+    page.goto(HOME)
+    assert not panel_is_open(page)
 
 
-def test_the_panel_shows_the_steps_of_a_grant_across_redirects(page):
+def test_the_panel_opens_after_a_grant_and_keeps_it_at_home(page):
     click(page, 'Get my profile')
     assert panel_steps(page) == [
+        'You opened the profile page',
         'GET /profile',
-        "Retrieving the user's access and refresh tokens",
-        'The user has not granted access: redirecting to /grant_access',
-        'Redirect to /grant_access',
+        'users.json: no tokens of this user',
+        '302 to /grant_access',
         'GET /grant_access',
-        'Asking the user to grant access',
+        '200, the page',
     ]
+    page.get_by_text('What just happened').click()
     click(page, 'Grant access')
     allow(page)
-    steps = panel_steps(page)
-    assert in_order(
-        steps,
-        'GET /zendesk/auth',
-        'Kicking off the authorization code flow',
-        f'Redirect to {ZENDESK}/oauth/authorizations/new',
-        'GET /zendesk/oauth/callback',
-        'State #',
-        'Exchanging the authorization code for access and refresh tokens',
-        'POST /oauth/tokens with code #',
-        'Storing the access and refresh tokens in users.json',
-        'Redirect to /',
-        'GET /',
-        'Opening the home page',
-    )
+    for _ in range(2):
+        assert panel_is_open(page)
+        assert page.locator('header .summary').inner_text().startswith('Zendesk gave the app a code')
+        assert in_order(
+            panel_steps(page),
+            'You clicked Grant access',
+            'GET /zendesk/auth',
+            '302 to Zendesk state #',
+            'GET /oauth/authorizations/new state #',
+            '200, the consent page',
+            'You clicked Allow',
+            'POST /oauth/authorizations/new',
+            '302 to the app code #',
+            'GET /zendesk/oauth/callback code #',
+            'Does the callback have the state of a pending request of this browser? Yes.',
+            'POST /oauth/tokens code #',
+            '200, the first tokens access token #',
+            'users.json: stored access token #',
+            '302 to /',
+            'GET /',
+            '200, the page',
+        )
+        page.goto(HOME)
+
+
+def test_an_arrow_opens_the_message_in_full(page):
+    grant(page)
+    step = page.locator('.steps > li', has_text='POST /oauth/tokens')
+    assert not step.locator('pre').is_visible()
+    step.locator('summary').click()
+    message = step.locator('pre').inner_text()
+    assert message.startswith('POST /oauth/tokens HTTP/1.1\nHost: localhost:3001\n')
+    assert 'grant_type=authorization_code' in message
+    assert re.search('code_verifier=#[0-9a-f]{8}', message)
+    assert step.get_by_role('link').get_attribute('href') == 'https://www.rfc-editor.org/rfc/rfc7636#section-4.5'
+    assert step.get_by_text('auth_callback in app.py').is_visible()
 
 
 def test_step_5_the_app_refreshes_an_expired_access_token(practice, page):
     grant(page)
     click(page, 'Get my profile')
     [before] = practice.users.values()
-    panel_steps(page)
-    click(page, 'practice Zendesk’s control page')
+    click(page, 'All experiments')
     assert page.url == CONTROLS
     click(page, 'Step 5: expire the access token')
-    assert page.get_by_role('status').inner_text() == 'All access tokens have expired.'
-    click(page, 'Get my profile in the app')
+    assert page.url == PROFILE
 
     assert greets(page, AGENT)
+    assert panel_is_open(page)
     steps = panel_steps(page)
     assert in_order(
         steps,
-        'users.json has access token #',
-        'Making the API request',
-        ': 401',
-        'Using the refresh token',
-        'POST /oauth/tokens with refresh token #',
-        'Packaging, storing, and returning the new tokens',
-        'Retrying the API request with the new token',
-        ': 200',
-        'Using the response data',
+        'users.json: current tokens access token #',
+        'GET /api/v2/users/me access token #',
+        '401 invalid_token',
+        'Locked. Is this still the stored refresh token? Yes.',
+        'POST /oauth/tokens refresh token #',
+        '200, new tokens access token #',
+        'users.json: replaced access token #',
+        'GET /api/v2/users/me access token #',
+        '200',
+        '200, the page',
     )
     # The panel shows new fingerprints of both tokens, but no token.
     [after] = practice.users.values()
-    pairs = re.findall(r'access token (#\w{8}), refresh token (#\w{8})', ' '.join(steps))
-    assert len(set(pairs)) == 2
+    [replaced] = [step for step in steps if 'replaced' in step]
+    assert len(set(re.findall('#[0-9a-f]{4}', replaced))) == 4
+    assert page.locator('.box del').all_inner_texts() == re.findall(r'(?:access|refresh) token #\w{4}', replaced)[:2]
     for secret in (*tokens_of(before), *tokens_of(after)):
         assert secret not in page.content()
 
@@ -319,23 +254,14 @@ def test_step_6_the_app_requests_access_again_after_both_tokens_expire(page):
     grant(page)
     page.goto(CONTROLS)
     click(page, 'Step 6: expire both tokens')
-    click(page, 'Get my profile in the app')
     assert page.url == f'{GRANT_ACCESS}?ended=1'
     assert page.get_by_text('access to your account has ended').is_visible()
     steps = panel_steps(page)
-    assert in_order(steps, ': 401', ': 400', 'The refresh token is invalid', 'Redirect')
+    assert in_order(steps, '401 invalid_token', '400 invalid_grant', 'users.json: deleted', '302 to /grant_access')
     click(page, 'Grant access')
     allow(page)
     click(page, 'Get my profile')
     assert greets(page, AGENT)
-
-
-def fail_next(page, call: str, fault: str) -> None:
-    page.goto(CONTROLS)
-    page.get_by_label('The next').select_option(call)
-    page.get_by_label(fault).first.check()
-    click(page, 'Make the next request fail')
-    assert page.get_by_role('status').inner_text() == 'The next request will fail.'
 
 
 @pytest.mark.parametrize(
@@ -349,19 +275,16 @@ def fail_next(page, call: str, fault: str) -> None:
 def test_a_failed_request_shows_an_error_page_and_the_next_click_works(page, fault, title):
     grant(page)
     fail_next(page, 'any', fault)
-    click(page, 'Get my profile in the app')
     assert heading(page) == title
-    assert in_order(panel_steps(page), 'GET /profile', 'Making the API request', title)
+    assert panel_is_open(page)
+    assert in_order(panel_steps(page), 'GET /profile', 'GET /api/v2/users/me', fault.partition(',')[0], 'the page')
     click(page, 'Try again')
     assert greets(page, AGENT)
 
 
 def test_a_failed_refresh_keeps_the_grant(page):
     grant(page)
-    page.goto(CONTROLS)
-    click(page, 'Step 5: expire the access token')
     fail_next(page, 'refresh', '500')
-    click(page, 'Get my profile in the app')
     assert heading(page) == 'The request to Zendesk failed'
     click(page, 'Try again')
     assert greets(page, AGENT)
@@ -371,7 +294,6 @@ def test_a_failed_refresh_keeps_the_grant(page):
 def test_a_timeout_shows_an_error_page_and_the_next_click_works(page):
     grant(page)
     fail_next(page, 'any', 'no response')
-    click(page, 'Get my profile in the app')
     assert heading(page) == 'Zendesk did not respond in time'
     page.goto(CONTROLS)
     assert page.get_by_text('in progress').is_visible()
@@ -385,7 +307,6 @@ def test_the_profile_shows_a_changed_name(page):
     page.get_by_label('User').select_option(label=f'{ADMIN} (admin)')
     page.get_by_label('New name').fill('<i>Ana</i> O’Neil 🙂')
     click(page, 'Change the name')
-    click(page, 'Get my profile in the app')
     assert greets(page, '<i>Ana</i> O’Neil 🙂')
 
 
@@ -400,7 +321,7 @@ def test_the_control_page_lists_the_requests(page):
     assert 'POST /oauth/tokens with code #' in calls[1]
     # The app's panel shows the same fingerprints.
     page.goto(PROFILE)
-    [fingerprint] = set(re.findall(r'access token (#\w{8})', ' '.join(panel_steps(page))))
+    [fingerprint] = set(re.findall(r'access token (#\w{4})', ' '.join(panel_steps(page))))
     assert f'access token {fingerprint}' in calls[0]
 
 
@@ -418,7 +339,7 @@ def test_back_shows_no_profile_after_disconnect(practice, start_chromium, new_br
     click(page, 'Disconnect from Zendesk')
     assert heading(page) == 'Disconnected'
     assert page.get_by_text('revoked at Zendesk').is_visible()
-    assert in_order(panel_steps(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current', ': 401')
+    assert in_order(panel_steps(page), 'POST /disconnect', 'DELETE /api/v2/oauth/tokens/current', '401 invalid_token')
     assert practice.users == {}
     page.go_back(wait_until='commit')  # a cached page fires no load event
     page.wait_for_url(GRANT_ACCESS)
@@ -444,9 +365,8 @@ def test_back_shows_no_profile_after_disconnect_without_practice_mode(home, star
 def test_disconnect_reports_an_unconfirmed_revocation_if_zendesk_fails(practice, page):
     grant(page)
     fail_next(page, 'revoke', '500')
-    click(page, 'Get my profile in the app')
     click(page, 'Disconnect from Zendesk')
-    assert page.get_by_text('Zendesk did not confirm').is_visible()
+    assert page.get_by_role('main').get_by_text('Zendesk did not confirm').is_visible()
     assert practice.users == {}
 
 
@@ -488,11 +408,12 @@ def every_page(page) -> Iterator[str]:
     click(page, 'Get my profile')
     yield at('profile')
     fail_next(page, 'any', '429')
-    yield at('control page')
-    click(page, 'Get my profile in the app')
     yield at('busy')
+    page.goto(CONTROLS)
+    yield at('control page')
+    click(page, 'Continue the tour')
+    yield at('experiment')
     fail_next(page, 'revoke', '500')
-    click(page, 'Get my profile in the app')
     click(page, 'Disconnect from Zendesk')
     yield at('disconnected, not confirmed')
     click(page, 'Home')
@@ -568,13 +489,21 @@ def test_the_flow_works_by_keyboard_with_a_visible_focus(page):
                 return
         raise AssertionError(f'{name} cannot be reached')
 
-    for name in ('Get my profile', 'Grant access', 'Allow', 'Get my profile', 'What just happened'):
+    for name in ('Get my profile', 'Grant access', 'Allow', 'Get my profile'):
         go_to(name)
-        opens_a_page = name != 'What just happened'
-        with page.expect_navigation() if opens_a_page else contextlib.nullcontext():
+        with page.expect_navigation():
             page.keyboard.press('Enter')
     assert greets(page, AGENT)
-    assert page.get_by_text('Using the response data').is_visible()
+    # The steps of the panel come in order, and each one opens.
+    go_to('What just happened')
+    focused = []
+    for _ in range(5):
+        page.keyboard.press('Tab')
+        page.keyboard.press('Enter')
+        focused.append(page.locator(':focus .label, :focus .box').inner_text())
+        page.keyboard.press('Enter')
+    focused = [re.sub(r' (access|refresh) token #\w+', '', ' '.join(text.split())) for text in focused]
+    assert focused == ['GET /profile', 'users.json: current tokens', 'GET /api/v2/users/me', '200', '200, the page']
 
 
 def test_the_app_and_the_practice_zendesk_look_different(page):

@@ -122,10 +122,11 @@ def test_pip_installs_the_package(tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
     python = tmp_path / 'venv' / ('Scripts' if os.name == 'nt' else 'bin') / 'python'
     checkout = tmp_path / 'checkout'
-    shutil.copytree(PROJECT / 'zendesk_oauth', checkout / 'zendesk_oauth')
+    for name in ('zendesk_oauth', 'practice_zendesk'):
+        shutil.copytree(PROJECT / name, checkout / name)
     for name in ('pyproject.toml', 'LICENSE'):
         shutil.copy(PROJECT / name, checkout)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', './checkout[sql]'], cwd=tmp_path, check=True)
+    subprocess.run([python, '-m', 'pip', 'install', '--quiet', './checkout[sql,practice]'], cwd=tmp_path, check=True)
     program = (
         'from importlib.resources import files; import zendesk_oauth; '
         'assert (files(zendesk_oauth) / "py.typed").is_file(); print(zendesk_oauth.__file__); '
@@ -140,6 +141,11 @@ def test_pip_installs_the_package(tmp_path):
         check=True,
     ).stdout
     assert Path(path).is_relative_to(tmp_path / 'venv')
+    program = (
+        'import urllib.request; from practice_zendesk.server import running\n'
+        'with running() as url: print(urllib.request.urlopen(f"{url}/practice").status)'
+    )
+    assert run_in(tmp_path, python, program) == '200'
 
 
 def test_a_copy_of_the_folder_works(tmp_path):
@@ -152,6 +158,8 @@ def test_the_requirements_of_the_app_include_those_of_the_package():
     project = tomllib.loads((PROJECT / 'pyproject.toml').read_text())['project']
     requirements = (PROJECT / 'requirements.txt').read_text() + (PROJECT / 'requirements-sql.txt').read_text()
     guide = (PROJECT / 'docs' / 'use-in-your-product.md').read_text()
-    for requirement in project['dependencies'] + project['optional-dependencies']['sql']:
+    optional = project['optional-dependencies']
+    assert all(requirement in requirements for requirement in optional['practice'])
+    for requirement in project['dependencies'] + optional['sql']:
         assert requirement in requirements or requirement.startswith('blinker')  # Flask requires blinker
         assert f"'{requirement.split(',')[0].removesuffix('.0')}'" in guide

@@ -97,10 +97,10 @@ def test_concurrent_processes_generate_one_secret_key(tmp_path):
 
 def test_practice_mode_uses_the_client_of_the_practice_zendesk(start):
     program = (
-        'from practice_zendesk import server as z; import settings; '
+        'from practice_zendesk import clients, server; import settings; client_id, client = clients.main_client(); '
         's = settings.read_settings({"SECRET_KEY": "x" * 32}, practice_allowed=True); '
-        'print((s.client_id, s.client_secret, s.redirect_uri) == (z.CLIENT_ID, z.CLIENT_SECRET, z.REDIRECT_URI), '
-        's.zendesk_url == f"http://localhost:{z.PORT}")'
+        'print((s.client_id, s.client_secret, (s.redirect_uri,)) == (client_id, client.secret, client.redirect_uris), '
+        's.zendesk_url == f"http://localhost:{server.PORT}")'
     )
     assert start(['-c', program]).stdout == 'True True\n'
 

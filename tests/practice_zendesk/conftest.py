@@ -10,10 +10,12 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from practice_zendesk import clients, faults, server
-from practice_zendesk.database import USERS
+from practice_zendesk import attacks, clients, faults, server
+from practice_zendesk.clients import USERS
 
 AGENT = next(iter(USERS))
+CLIENT_ID, CLIENT = clients.main_client()
+[REDIRECT_URI] = CLIENT.redirect_uris
 VERIFIER = 'v' * 43
 CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).decode().rstrip('=')
 
@@ -25,8 +27,8 @@ class PracticeClient(FlaskClient):
         """Open the consent page or submit its form."""
         query = {
             'response_type': 'code',
-            'client_id': server.CLIENT_ID,
-            'redirect_uri': server.REDIRECT_URI,
+            'client_id': CLIENT_ID,
+            'redirect_uri': REDIRECT_URI,
             'scope': 'users:read',
             'state': 'the-state',
             'code_challenge': CHALLENGE,
@@ -40,7 +42,7 @@ class PracticeClient(FlaskClient):
 
     def parameters(self, response: TestResponse) -> dict[str, str]:
         """Return the query of a redirect to the client."""
-        assert response.location.startswith(f'{server.REDIRECT_URI}?')
+        assert response.location.startswith(f'{REDIRECT_URI}?')
         return dict(parse_qsl(urlsplit(response.location).query))
 
     def code(self, **kwargs) -> str:
@@ -52,9 +54,9 @@ class PracticeClient(FlaskClient):
         parameters = {
             'grant_type': 'authorization_code',
             'code': code,
-            'client_id': server.CLIENT_ID,
-            'client_secret': server.CLIENT_SECRET,
-            'redirect_uri': server.REDIRECT_URI,
+            'client_id': CLIENT_ID,
+            'client_secret': CLIENT.secret,
+            'redirect_uri': REDIRECT_URI,
             'scope': 'users:read',
             'code_verifier': VERIFIER,
             'expires_in': 360,
@@ -71,8 +73,8 @@ class PracticeClient(FlaskClient):
         form = {
             'grant_type': 'refresh_token',
             'refresh_token': tokens.get('refresh_token'),
-            'client_id': server.CLIENT_ID,
-            'client_secret': server.CLIENT_SECRET,
+            'client_id': CLIENT_ID,
+            'client_secret': CLIENT.secret,
             'scope': 'users:read',
             'expires_in': 360,
             'refresh_token_expires_in': 604800,
@@ -101,7 +103,7 @@ def client(tmp_path, monkeypatch) -> PracticeClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(server.app, 'testing', True)
     monkeypatch.setattr(server.app, 'test_client_class', PracticeClient)
-    faults.set_faults([])
-    faults._request_log.clear()
+    faults.reset()
+    monkeypatch.setattr(attacks, '_armed', None)
     monkeypatch.setattr(clients, '_current', 'new')
     return server.app.test_client()

@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 
 from practice_zendesk import clients, server
-from practice_zendesk.database import USERS, database
+from practice_zendesk.clients import USERS
+from practice_zendesk.database import database
 from practice_zendesk.faults import fingerprint
 
 AGENT, ADMIN, END_USER = USERS
+CLIENT_ID, CLIENT = clients.main_client()
+[REDIRECT_URI] = CLIENT.redirect_uris
 
 
 def is_error(response, error: str, status: int = 400) -> bool:
@@ -284,9 +287,7 @@ def test_the_narrow_client_needs_its_redirect_uri_and_secret(client):
     assert client.exchange(code, client_secret=None, **NARROW).status_code == 200  # the verifier replaces the secret
 
 
-@pytest.mark.parametrize(
-    ('issued_to', 'other'), [(server.CLIENT_ID, 'narrow_client'), ('narrow_client', server.CLIENT_ID)]
-)
+@pytest.mark.parametrize(('issued_to', 'other'), [(CLIENT_ID, 'narrow_client'), ('narrow_client', CLIENT_ID)])
 def test_codes_and_refresh_tokens_are_bound_to_their_client(client, issued_to, other):
     code = client.code(client_id=issued_to)
     assert is_error(client.exchange(code, client_id=other), 'invalid_grant')
@@ -475,7 +476,7 @@ def earlier_database(client) -> None:
         later = time.time() + 100
         db.execute(
             'INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?)',
-            ('old-code', AGENT, server.REDIRECT_URI, 'users:read', None, later),
+            ('old-code', AGENT, REDIRECT_URI, 'users:read', None, later),
         )
         db.execute(
             'INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)',

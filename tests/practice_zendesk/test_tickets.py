@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from practice_zendesk.database import USERS
+from practice_zendesk.clients import USERS
 
 AGENT, ADMIN, END_USER = USERS
 TICKETS, SEARCH = '/api/v2/tickets', '/api/v2/search'
