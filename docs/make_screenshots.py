@@ -94,14 +94,14 @@ def take_all(page: Page) -> None:
 
 
 def take(page: Page, name: str, height: int = 0) -> None:
-    """Take a picture of the page, up to this height."""
+    """Save a screenshot of the page, up to this height."""
     page.set_viewport_size({'width': PAGE, 'height': height or 300})
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / f'{name}.png', full_page=not height)
 
 
 def draw(page: Page, name: str, scheme: str = 'light') -> None:
-    """Take a picture of the panel."""
+    """Save a screenshot of the panel."""
     page.set_viewport_size({'width': DRAWING, 'height': 3000})  # the lanes stay at the top while the page scrolls
     page.emulate_media(color_scheme=scheme)
     page.mouse.move(0, 0)

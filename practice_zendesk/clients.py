@@ -63,7 +63,7 @@ def app_origins() -> list[str]:
 
 def read_file(path: str | os.PathLike[str]) -> None:
     """
-    Replace the clients and the users with those of a TOML file. Keep those of which the file has none.
+    Replace the clients, the users or both with those of a TOML file.
 
     docs/practice-zendesk.md has an example.
 
@@ -80,7 +80,7 @@ def read_file(path: str | os.PathLike[str]) -> None:
     for number, table in enumerate(_tables(data, 'clients'), 1):
         fields = _fields(table, f'client {number}', {'id': str, 'secret': str, 'redirect_uris': list}, CLIENT_DEFAULTS)
         if not fields['id'] or not fields['secret'] or fields['id'] in new_clients:
-            raise ValueError(f'client {number} needs an id of its own, and a secret')
+            raise ValueError(f'client {number} needs a secret and a unique id')
         uris = tuple(fields['redirect_uris'])
         if not uris or not all(isinstance(uri, str) and re.fullmatch(REDIRECT_URI, uri) for uri in uris):
             raise ValueError(f'redirect_uris of client {number} must be a list of absolute URLs')

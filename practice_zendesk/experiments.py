@@ -31,17 +31,17 @@ USERS_JSON = Path('users.json')  # where the tutorial app keeps its tokens in pr
 @dataclass(frozen=True)
 class Experiment:
     """
-    One experiment. `run` sets it up and returns the next URL or path of the app, or None if the form is invalid. `see`
-    describes what the reader will see, and `question` is the question that it answers.
+    One experiment. `see` describes the result, which answers `question`.
 
-    If `any_app` is true, the experiment works with any app, and otherwise only with the tutorial app.
+    `run` sets it up and returns the next URL or path of the app, or None if the form is invalid. If `any_app` is true,
+    the experiment works with any app, and otherwise only with the tutorial app.
     """
 
     title: str
     see: str
     button: str
     run: Callable[[], str | None]
-    question: str = ''
+    question: str
     any_app: bool = False
     needs_grant: bool = True
 
@@ -157,24 +157,27 @@ def _forge_callback() -> str:
     return f'{CALLBACK}?{urlencode({"code": secrets.token_hex(32)})}'
 
 
+def _attack_next_code(attack: Callable[[str], str], text: str) -> str:
+    """Set the attack on the reader's next grant, without other failures."""
+    faults.set_faults([])
+    attacks.arm(attack)
+    return _grant(text)
+
+
 def _inject_code() -> str:
     """Replace the code of the reader's next grant with a code of the attacker."""
-
-    faults.set_faults([])
 
     def replace(code: str) -> str:
         new_code = parse_qs(urlsplit(attacks.OtherBrowser().callback_link()).query)['code'][0]
         attacks.log_replaced_code(code, new_code)
         return new_code
 
-    attacks.arm(replace)
-    return _grant('An attacker waits for your next code.')
+    return _attack_next_code(replace, 'An attacker waits for your next code.')
 
 
 def _steal_code() -> str:
     """Send the code of the reader's next grant as a thief, with the client secret but without the verifier."""
     client_id, client = clients.main_client()
-    faults.set_faults([])
 
     def steal(code: str) -> str:
         attacks.send_as_thief(
@@ -189,8 +192,7 @@ def _steal_code() -> str:
         )
         return code
 
-    attacks.arm(steal)
-    return _grant('A thief waits for your next code.')
+    return _attack_next_code(steal, 'A thief waits for your next code.')
 
 
 def _steal_refresh_token() -> str:
@@ -260,7 +262,7 @@ EXPERIMENTS = {
     'fail_next': Experiment(
         'The next request fails',
         'The app shows an error page and keeps its tokens: the next click works. After a failed code exchange, grant '
-        'access again. After a failed revocation, the app has no tokens any longer. The app waits at most 14 seconds.',
+        'access again. After a failed revocation, the app has no tokens. The app waits at most 14 seconds.',
         'Make the next request fail',
         _fail_next,
         'Does a user lose access if Zendesk fails?',
@@ -398,7 +400,7 @@ def run(name: str) -> str | None:
 
 
 def require_grant() -> None:
-    """Raise GrantMissing if the app has no tokens. Without a users.json, count those of the practice Zendesk."""
+    """Raise GrantMissing if users.json has no tokens or, without that file, if the practice Zendesk has none."""
     with database() as db:
         has_tokens = db.execute('SELECT 1 FROM tokens').fetchone() is not None
     if not (tokens_of_app() if USERS_JSON.exists() else has_tokens):

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from settings import Settings, is_loopback
 from web import panel
+from web.drawing import AUTHORIZE, CALLBACK
 from zendesk_oauth import AuthorizationRequest, Store, cookie_prefix
 from zendesk_oauth.errors import StoreError, ZendeskOAuthError
 
@@ -38,7 +39,7 @@ HEADERS = {
 }
 SESSION_LIFETIME = 604800  # seconds: the lifetime that the app requests for a refresh token
 CLOCK_SKEW = 60  # seconds by which the clocks of two machines may differ
-AUTHORIZE, CALLBACK, HEALTH = '/zendesk/auth', '/zendesk/oauth/callback', '/health'
+HEALTH = '/health'
 
 
 def init_app(app: Flask, settings: Settings, store: Store) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import itertools
 import json
 import re
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from web.explanations import NOTABLE, SUMMARIES, TEXTS, Text
+from zendesk_oauth import fingerprint
 
 AUTHORIZE, CALLBACK, PROFILE, DISCONNECT = '/zendesk/auth', '/zendesk/oauth/callback', '/profile', '/disconnect'
 LANES = {
@@ -47,7 +47,6 @@ KINDS = {
     'client_secret': 'client secret',
 }
 
-
 ACTIONS = {
     PROFILE: 'opened the profile page',
     AUTHORIZE: 'clicked Grant access',
@@ -68,9 +67,9 @@ class Step:
 
     name: str
     label: str
-    kind: str = 'message'
     source: str = ''
     target: str = ''
+    kind: str = 'message'
     secrets: tuple[Secret, ...] = ()
     ended: tuple[Secret, ...] = ()
     text: str = ''
@@ -89,7 +88,7 @@ class Step:
 
 def action(path: str) -> Step:
     """Return what the user did to open one of the ACTIONS."""
-    return Step('action', ACTIONS[path], 'action')
+    return Step('action', ACTIONS[path], kind='action')
 
 
 def request_to_app(method: str, path: str, query: str, headers: Mapping[str, str], cookies: Mapping[str, str]) -> Step:
@@ -102,7 +101,7 @@ def request_to_app(method: str, path: str, query: str, headers: Mapping[str, str
         lines.append('Cookie: ' + '; '.join(f'{name}={fingerprint(value)}' for name, value in shown_cookies))
     names = {AUTHORIZE: 'auth', CALLBACK: 'callback', PROFILE: 'profile', DISCONNECT: 'disconnect'}
     return Step(
-        names.get(path, 'page request'), f'{method} {path}', 'message', 'browser', 'app', secrets, text='\n'.join(lines)
+        names.get(path, 'page request'), f'{method} {path}', 'browser', 'app', secrets=secrets, text='\n'.join(lines)
     )
 
 
@@ -121,14 +120,14 @@ def response_of_app(status: int, location: str, headers: Iterable[tuple[str, str
     if address.netloc:
         follow = f'GET {address.path}?{shown} HTTP/1.1\nHost: {address.netloc}'
         return [
-            Step('authorization request', f'{status} to Zendesk', 'message', 'app', 'browser', secrets, text=text),
-            Step('consent', f'GET {address.path}', 'message', 'browser', 'zendesk', secrets, text=follow),
+            Step('authorization request', f'{status} to Zendesk', 'app', 'browser', secrets=secrets, text=text),
+            Step('consent', f'GET {address.path}', 'browser', 'zendesk', secrets=secrets, text=follow),
         ]
     if location:
-        return [Step('redirect', f'{status} to {address.path}', 'message', 'app', 'browser', text=text)]
+        return [Step('redirect', f'{status} to {address.path}', 'app', 'browser', text=text)]
     text += '\n\n(this page)'
     outcome = 'good' if status < 400 else 'bad'
-    return [Step('page', f'{status}, the page', 'message', 'app', 'browser', text=text, outcome=outcome)]
+    return [Step('page', f'{status}, the page', 'app', 'browser', text=text, outcome=outcome)]
 
 
 def before_callback(url: str, query: str, *, is_own: bool, repeated: bool) -> list[Step]:
@@ -139,21 +138,21 @@ def before_callback(url: str, query: str, *, is_own: bool, repeated: bool) -> li
     """
     secrets, shown = _redact_query(query)
     if not is_own:
-        return [Step('foreign callback', 'opened a callback link that this browser did not request', 'action')]
+        return [Step('foreign callback', 'opened a callback link that this browser did not request', kind='action')]
     if repeated:
-        return [Step('repeated callback', 'opened the callback again', 'action')]
+        return [Step('repeated callback', 'opened the callback again', kind='action')]
     error = dict(parse_qsl(query)).get('error')
     denied = error == 'access_denied'
     text = f'HTTP/1.1 302 Found\nLocation: {url}\n  ?{shown}'.replace('&', '\n  &')
     name, outcome = ('denial', 'bad') if denied else ('authorization error', 'bad') if error else ('code', '')
-    callback = Step(name, '302 to the app', 'message', 'zendesk', 'browser', secrets, text=text, outcome=outcome)
+    callback = Step(name, '302 to the app', 'zendesk', 'browser', secrets=secrets, text=text, outcome=outcome)
     if name == 'authorization error':
         return [callback]
     decision = 'POST /oauth/authorizations/new'
     return [
-        Step('consent page', '200, the consent page', 'message', 'zendesk', 'browser'),
-        Step('action', 'clicked Deny' if denied else 'clicked Allow', 'action'),
-        Step('decision', decision, 'message', 'browser', 'zendesk', text=f'{decision} HTTP/1.1'),
+        Step('consent page', '200, the consent page', 'zendesk', 'browser'),
+        Step('action', 'clicked Deny' if denied else 'clicked Allow', kind='action'),
+        Step('decision', decision, 'browser', 'zendesk', text=f'{decision} HTTP/1.1'),
         callback,
     ]
 
@@ -177,11 +176,11 @@ def exchange_with_zendesk(
     label = f'{request["method"]} {request["path"]}'
     carried = tuple(secret for secret in sent if secret[0] != 'client secret')
     asked = Step(
-        name if source == 'app' else 'theft', label, 'message', source, 'zendesk', carried, text=_request_text(request)
+        name if source == 'app' else 'theft', label, source, 'zendesk', secrets=carried, text=_request_text(request)
     )
     if response is None:
         name = 'no response to a refresh' if name == 'refresh' else 'no response'
-        return [asked, Step(name, 'no response', 'message', 'zendesk', source, outcome='lost')]
+        return [asked, Step(name, 'no response', 'zendesk', source, outcome='lost')]
     status, body = response['status'], response['body'] or {}
     issued = secrets_in(body)
     name, outcome, what = _outcome(name, status, body.get('error'), visited)
@@ -189,7 +188,7 @@ def exchange_with_zendesk(
         stolen = 'code' if grant_type == 'authorization_code' else 'refresh token'
         name = f'stolen {stolen} {"accepted" if outcome == "good" else "rejected"}'
     label = f'{status}{what or ("" if outcome == "good" else f" {_phrase(status)}")}'
-    return [asked, Step(name, label, 'message', 'zendesk', source, issued, (), _response_text(response), outcome)]
+    return [asked, Step(name, label, 'zendesk', source, secrets=issued, text=_response_text(response), outcome=outcome)]
 
 
 def _outcome(name: str, status: int, error: Any, visited: str) -> tuple[str, str, str]:
@@ -220,41 +219,41 @@ def state_check(error: str = '', *, is_own: bool = True) -> Step:
     """Return the check of a callback's state. `error` is the message of the error with which the app refused it."""
     question = 'Does the callback have the state of a pending request of this browser?'
     if not error:
-        return Step('state accepted', f'{question} Yes.', 'check', outcome='good')
+        return Step('state accepted', f'{question} Yes.', kind='check', outcome='good')
     name = 'state no longer valid' if is_own else 'state refused'
-    return Step(name, f'{question} No.', 'check', outcome='bad', text=error)
+    return Step(name, f'{question} No.', kind='check', outcome='bad', text=error)
 
 
 def lock_check(waited: float, *, same: bool) -> Step:
     """Return the check under the refresh lock. `same` is whether the refresh token is still the stored one."""
     question = 'Locked. Is this still the stored refresh token?'
     if same:
-        return Step('lock', f'{question} Yes.', 'check', outcome='good', waited=waited)
-    return Step('lock, tokens replaced', f'{question} No.', 'check', waited=waited)
+        return Step('lock', f'{question} Yes.', kind='check', outcome='good', waited=waited)
+    return Step('lock, tokens replaced', f'{question} No.', kind='check', waited=waited)
 
 
 def held(tokens: tuple[Secret, ...]) -> Step:
     """Return the box of users.json with the tokens that it holds."""
     if not tokens:
-        return Step('holds nothing', 'no tokens of this user', 'change', USERS_JSON)
-    return Step('holds', 'current tokens', 'change', USERS_JSON, secrets=tokens)
+        return Step('holds nothing', 'no tokens of this user', USERS_JSON, kind='change')
+    return Step('holds', 'current tokens', USERS_JSON, kind='change', secrets=tokens)
 
 
 def changed(before: tuple[Secret, ...], after: tuple[Secret, ...]) -> Step:
     """Return the box of users.json with the change that the visit made."""
     name = 'deletes' if not after else 'replaces' if before else 'stores'
     label = {'deletes': 'deleted', 'replaces': 'replaced', 'stores': 'stored'}[name]
-    return Step(name, label, 'change', USERS_JSON, secrets=after, ended=before)
+    return Step(name, label, USERS_JSON, kind='change', secrets=after, ended=before)
 
 
 def store_failure(error: str) -> Step:
-    return Step('store failure', 'not available', 'change', USERS_JSON, text=error, outcome='bad')
+    return Step('store failure', 'not available', USERS_JSON, kind='change', text=error, outcome='bad')
 
 
 def replaced_code(before: str, after: str) -> Step:
     """Return the box of an attacker who has replaced a code. The arguments are fingerprints."""
     old, new = secrets_in({'code': before}), secrets_in({'code': after})
-    return Step('code replaced', 'replaced', 'change', 'Attacker', secrets=new, ended=old, outcome='bad')
+    return Step('code replaced', 'replaced', 'Attacker', kind='change', secrets=new, ended=old, outcome='bad')
 
 
 def tokens_of(record: Mapping[str, Any]) -> tuple[Secret, ...]:
@@ -349,9 +348,8 @@ def with_attacks(steps: Sequence[Step], attacks: Sequence[Sequence[Step]]) -> li
 
 # --- Secrets --- #
 
-_colors: OrderedDict[str, tuple[str, int | None]] = (
-    OrderedDict()
-)  # by fingerprint: the kind of the secret, and its color
+# By fingerprint: the kind of the secret, and its color.
+_colors: OrderedDict[str, tuple[str, int | None]] = OrderedDict()
 _lock = threading.Lock()
 _next_color = itertools.cycle(range(COLORS))
 
@@ -389,11 +387,6 @@ def secrets_in(fields: Mapping[str, Any]) -> tuple[Secret, ...]:
     return found
 
 
-def fingerprint(secret: str) -> str:
-    """Return `#` and eight digits of the secret's SHA-256, as the package's log does."""
-    return '#' + hashlib.sha256(secret.encode('utf-8', 'replace')).hexdigest()[:8]
-
-
 def _redact_query(query: str) -> tuple[tuple[Secret, ...], str]:
     """Return the secrets in a query, and the query with their fingerprints."""
     secrets: list[Secret] = []
@@ -408,10 +401,8 @@ def _redact_query(query: str) -> tuple[tuple[Secret, ...], str]:
             _remember(*secrets[-1])
             value = secrets[-1][1]
         elif name not in SHOWN_PARAMETERS:
-            value = '...'
-        shown.append(
-            f'{name if name in SHOWN_PARAMETERS or name in KINDS or name == "code_challenge" else "..."}={value}'
-        )
+            name = value = '...'
+        shown.append(f'{name}={value}')
     return tuple(secrets), '&'.join(shown)
 
 

@@ -1,8 +1,8 @@
 """
 The sentences of the panel: one for each step of an exchange, by name, and one for the whole exchange.
 
-The visible ones answer five questions. What is the state for? What is the code verifier for? Why exactly one refresh?
-What does Zendesk delete at a refresh? What can a thief do with a stolen code?
+The visible sentences explain the state, the code verifier, the single refresh, what Zendesk deletes at a refresh, and
+what a thief can do with a stolen code.
 """
 
 from __future__ import annotations

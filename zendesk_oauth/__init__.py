@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from zendesk_oauth import errors, signals
 from zendesk_oauth.authorization import AuthorizationRequest, cookie_prefix
 from zendesk_oauth.client import Connection, ZendeskOAuth
-from zendesk_oauth.endpoints import Response, fingerprints, user_from
+from zendesk_oauth.endpoints import Response, fingerprint, fingerprints, user_from
 from zendesk_oauth.session import Session
 from zendesk_oauth.stores import JsonFileStore, MemoryStore, Store
 
@@ -40,6 +40,7 @@ __all__ = [
     'ZendeskOAuth',
     'cookie_prefix',
     'errors',
+    'fingerprint',
     'fingerprints',
     'signals',
     'user_from',

@@ -133,9 +133,18 @@ def test_running_restores_the_clients_if_the_port_is_taken(client, tmp_path):
             'the key redirect_uris of client 1 must be a list',
         ),
         ('[[clients]]\nid = "a"\nsecret = "b"\nredirect_uris = []', 'redirect_uris of client 1'),
-        ('[[clients]]\nid = ""\nsecret = "b"\nredirect_uris = ["http://a/"]', 'an id of its own, and a secret'),
-        ('[[clients]]\nid = "a"\nsecret = ""\nredirect_uris = ["http://a/"]', 'an id of its own, and a secret'),
-        ('[[clients]]\nid = "a"\nsecret = "b"\nredirect_uris = ["http://a/"]\n' * 2, 'client 2 needs an id of its own'),
+        (
+            '[[clients]]\nid = ""\nsecret = "b"\nredirect_uris = ["http://a/"]',
+            'client 1 needs a secret and a unique id',
+        ),
+        (
+            '[[clients]]\nid = "a"\nsecret = ""\nredirect_uris = ["http://a/"]',
+            'client 1 needs a secret and a unique id',
+        ),
+        (
+            '[[clients]]\nid = "a"\nsecret = "b"\nredirect_uris = ["http://a/"]\n' * 2,
+            'client 2 needs a secret and a unique id',
+        ),
         ('[[clients]]\nid = "a"\nsecret = "b"\nredirect_uris = ["/x"]', 'redirect_uris of client 1'),
         ('[[clients]]\nid = "a"\nsecret = "b"\nredirect_uris = ["http://a/"]\nx = 1', 'unknown key x'),
         ('[[users]]\nid = "1"\nname = "Ana"\nrole = "admin"', 'the key id of user 1 must be an integer'),
